@@ -1,0 +1,36 @@
+"""Every error a user can meet, one class per reaction of whoever catches it.
+
+TrainyardError
+├── InputError          fix the recipe, the data or the argument, then run again   (exit 2)
+├── Unavailable         a service did not answer: wait and try again               (exit 2)
+├── NotFound            no such version, alias or run                              (exit 2)
+├── Refused             a check said no, so nothing ships                          (exit 1)
+└── TrainingFailed      the training process ended without a result                (exit 2)
+
+A message says what was found, with values, then what to do. No class has an `__init__`: errors are
+pickled between processes.
+"""
+
+
+class TrainyardError(Exception):
+    """Base of everything raised on purpose."""
+
+
+class InputError(TrainyardError, ValueError):
+    """The recipe, the data or an argument cannot be used as it is."""
+
+
+class Unavailable(TrainyardError, ConnectionError):
+    """A service did not answer; the same call may work later."""
+
+
+class NotFound(TrainyardError, LookupError):
+    """The version, alias or run that was asked for does not exist."""
+
+
+class Refused(TrainyardError):
+    """A check said no. The release stops and nothing ships."""
+
+
+class TrainingFailed(TrainyardError, RuntimeError):
+    """The training process ended without a result."""

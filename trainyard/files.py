@@ -1,0 +1,79 @@
+"""Files that are whole or absent: atomic writes, content digests, linked copies."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write `content` so that a reader, or a crash, sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(mode)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
+    write_bytes(path, text.encode("utf-8"), mode=mode)
+
+
+def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
+    """Write `value` as indented JSON; NaN and infinities are refused with ValueError."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n", mode=mode)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def digest_json(value: Any) -> str:
+    """sha256, in hex, of `value` as canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """sha256, in hex, of the file's bytes, read in constant memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """Relative POSIX path -> sha256 of every file below `folder`, or of `names` only."""
+    if names is None:
+        found = (path for path in folder.rglob("*") if path.is_file())
+        names = (path.relative_to(folder).as_posix() for path in found)
+    return {name: digest_file(folder / name) for name in sorted(names)}
+
+
+def digest_tree(folder: Path) -> str:
+    """One sha256, in hex, over the sorted (path, sha256) pairs of every file below `folder`."""
+    return digest_json(sorted(digest_files(folder).items()))
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copy a folder of finished files, sharing their bytes where the file system can."""
+
+    def link(old: str, new: str) -> None:
+        try:
+            Path(new).hardlink_to(old)
+        except OSError:
+            shutil.copy2(old, new)
+
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(source, target, copy_function=link)
