@@ -65,15 +65,19 @@ def digest_tree(folder: Path) -> str:
     return digest_json(sorted(digest_files(folder).items()))
 
 
-def link_tree(source: Path, target: Path) -> None:
-    """Copy a folder of finished files, sharing their bytes where the file system can."""
-
-    def link(old: str, new: str) -> None:
-        try:
-            Path(new).hardlink_to(old)
-        except OSError:
-            shutil.copy2(old, new)
-
-    if target.exists():
+def link(source: Path, target: Path) -> None:
+    """Copy a finished file or folder, sharing its bytes where the file system can."""
+    if target.is_dir():
         shutil.rmtree(target)
-    shutil.copytree(source, target, copy_function=link)
+    target.unlink(missing_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link_file)
+    else:
+        _link_file(str(source), str(target))
+
+
+def _link_file(source: str, target: str) -> None:
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
