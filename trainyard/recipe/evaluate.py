@@ -1,0 +1,133 @@
+"""Recipe section `evaluate`: what candidate, base and champion are asked, and how answers score."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import model_validator
+
+from trainyard.recipe.base import Fraction, Frozen
+
+METRICS = (
+    "exact_match", "accuracy", "contains", "regex", "token_f1", "macro_f1", "micro_f1",
+    "bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum", "json_match", "json_fields",
+    "constraints", "capability", "latency_ms", "completion_tokens", "stopped_by_eos",
+)  # fmt: skip
+"""Metrics that a task suite computes from one answer and its reference."""
+
+PYTHON_METRIC = re.compile(r"python:(?P<file>[^:]+\.py):(?P<function>[A-Za-z_]\w*)")
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS and not PYTHON_METRIC.fullmatch(name):
+        raise ValueError(
+            f"metric {name!r} is not known; use one of {', '.join(METRICS)} "
+            "or python:FILE.py:FUNCTION"
+        )
+    return name
+
+
+Metric = Annotated[str, AfterValidator(_known_metric)]
+SuiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Alpha = Annotated[float, Field(gt=0, lt=0.5)]
+
+
+class _Suite(Frozen):
+    name: SuiteName
+    """Name of the suite in scores, gates and the report."""
+
+    limit: PositiveInt | None = None
+    """Use the first `limit` samples of the file; absent means all."""
+
+
+class TaskSuite(_Suite):
+    """Samples with a reference answer, asked by chat; every metric gives one score per sample."""
+
+    kind: Literal["task"]
+
+    data: str
+    """Eval set: a file or folder that the data check can read; the last assistant turn is the
+    reference."""
+
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+    """What is computed for each answer, by name, or `python:FILE.py:FUNCTION` (trusted runs only):
+    a function `(answer, reference, sample) -> float in [0, 1]`."""
+
+    max_tokens: PositiveInt = 256
+    """Longest answer, in tokens; an answer that was cut counts against `max_truncated`."""
+
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, beside the model's own end of turn."""
+
+    fields: tuple[str, ...] = ()
+    """Keys that `json_match` and `json_fields` compare; empty means every key of the reference."""
+
+    json_schema: str | None = None
+    """File with a JSON Schema; an answer that breaks it scores 0 in `json_match` and
+    `json_fields`."""
+
+    slices: tuple[str, ...] = ()
+    """Fields of a sample's `meta`; scores are also shown per value of each."""
+
+    cluster: str | None = None
+    """Field of a sample's `meta` whose equal values are not independent (one passage, one user):
+    standard errors are then computed over clusters."""
+
+    @model_validator(mode="after")
+    def _keys_have_readers(self) -> "TaskSuite":
+        compares_json = {"json_match", "json_fields"} & set(self.metrics)
+        for key in ("fields", "json_schema"):
+            if getattr(self, key) and not compares_json:
+                raise ValueError(
+                    f"suite {self.name}: {key} is read by json_match and json_fields only, "
+                    f"and metrics is {', '.join(self.metrics)}"
+                )
+        return self
+
+
+class PerplexitySuite(_Suite):
+    """Documents whose log-likelihood is read from the served model; shows forgetting."""
+
+    kind: Literal["perplexity"]
+
+    data: str
+    """Eval set: plain text rows, one document each (chat rows are scored as rendered text)."""
+
+
+Suite = Annotated[TaskSuite | PerplexitySuite, Field(discriminator="kind")]
+
+
+class EvaluateSpec(Frozen):
+    """Which suites run, and the rules under which their scores may open a gate."""
+
+    suites: Annotated[tuple[Suite, ...], Field(min_length=1)]
+    """Every arm (candidate, base, champion) is scored on all of them, with the same prompts."""
+
+    seed: NonNegativeInt = 20261120
+    """Seed of sampling and of every bootstrap; recorded beside each decision."""
+
+    alpha: Alpha = 0.05
+    """One-sided error rate of each gate: a model exactly at the threshold passes at most this
+    often."""
+
+    concurrency: PositiveInt = 8
+    """Requests in flight at once, over all suites of one arm."""
+
+    timeout_s: PositiveFloat = 120.0
+    """Seconds until one request counts as not answered; it is then tried twice more."""
+
+    max_invalid: Fraction = 0.0
+    """Share of samples that may lack a score; those count as the worst score. Above it a gate is
+    INVALID."""
+
+    max_truncated: Fraction = 0.05
+    """Share of the candidate's answers that may be cut at `max_tokens`; above it a gate on that
+    suite is INVALID."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "EvaluateSpec":
+        names = [suite.name for suite in self.suites]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two suites are named {', '.join(twice)}; give each its own name")
+        return self
