@@ -1,0 +1,120 @@
+"""One stable URL for a model name: `python -m trainyard.serving.gateway --config FILE`.
+
+Prints `ready URL` once it serves and leaves its ports in gateway.ready.json. Restarted, it goes on
+with the routes it had, except that a canary whose lease has run out gets no traffic.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import resource
+import signal
+import ssl
+import sys
+from pathlib import Path
+
+import uvloop
+from aiohttp import web
+
+from trainyard import files
+from trainyard.errors import InputError, TrainyardError
+from trainyard.serving.gateway_admin import Admin, Feedback
+from trainyard.serving.gateway_config import GatewayConfig, load_routes
+from trainyard.serving.gateway_log import Journal
+from trainyard.serving.gateway_proxy import PATHS, Proxy, problem
+
+READY_FILE = "gateway.ready.json"
+
+
+async def _not_here(request: web.Request) -> web.Response:
+    return problem(404, f"{request.method} {request.path} is not offered here")
+
+
+def public_app(proxy: Proxy) -> web.Application:
+    async def health(_request: web.Request) -> web.Response:
+        if proxy.current().champion is None:
+            return problem(503, "no champion is being served")
+        return web.json_response({"status": "ok"})
+
+    async def models(_request: web.Request) -> web.Response:
+        routes = proxy.current()
+        row = {"id": proxy.config.name, "object": "model", "owned_by": "trainyard"}
+        if routes.champion is not None:
+            row["version"] = routes.champion.digest
+        return web.json_response({"object": "list", "data": [row] if routes.champion else []})
+
+    app = web.Application(client_max_size=int(proxy.config.max_body_mib * 2**20))
+    app.cleanup_ctx.append(proxy.running)
+    for path in PATHS:
+        app.router.add_post(path, proxy.complete)
+    app.router.add_post("/v1/feedback", Feedback(proxy.config.folder / "feedback.jsonl").take)
+    app.router.add_get("/v1/models", models)
+    app.router.add_get("/health", health)
+    app.router.add_route("*", "/{rest:.*}", _not_here)
+    return app
+
+
+async def _listen(
+    app: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> tuple[web.AppRunner, int]:
+    """Serve `app`; a client that hangs up cancels its handler, and with it the engine's work."""
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=75)
+    await runner.setup()
+    site = web.TCPSite(runner, host, port, ssl_context=tls, backlog=2048, shutdown_timeout=10)
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise InputError(
+            f"the gateway cannot listen on {host}:{port}: {error.strerror}; "
+            "set another deploy.port or stop what listens there"
+        ) from error
+    return runner, int(runner.addresses[0][1])
+
+
+async def serve(config: GatewayConfig) -> None:
+    routes, journal = load_routes(config.routes_file), Journal()
+    journal.metrics.show(routes)
+    proxy = Proxy(config, routes, journal)
+    tls = None
+    if config.tls_cert is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(config.tls_cert, config.tls_key)
+    async with contextlib.AsyncExitStack() as stack:
+        admin, admin_port = await _listen(Admin(proxy).app(), "127.0.0.1", config.admin_port)
+        stack.push_async_callback(admin.cleanup)
+        public, port = await _listen(public_app(proxy), config.host, config.port, tls)
+        stack.push_async_callback(public.cleanup)
+        shown = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+        url = f"{'https' if tls else 'http'}://{shown}:{port}"
+        ready = {"url": url, "admin_url": f"http://127.0.0.1:{admin_port}", "boot": journal.boot}
+        files.write_json(config.folder / READY_FILE, ready)
+        print(f"ready {url}", flush=True)
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        await stopped.wait()
+
+
+def _allow_many_connections() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="trainyard.serving.gateway", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    arguments = parser.parse_args()
+    try:
+        config = GatewayConfig.read(arguments.config)
+        _allow_many_connections()
+        uvloop.run(serve(config))
+    except TrainyardError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
