@@ -10,7 +10,7 @@ from typing import Any, Literal
 Flag = Literal["empty", "length", "format", "refusal", "repetition"]
 
 _REFUSAL = re.compile(
-    r"^\W*(i['’]?m sorry|i am sorry|sorry,|i can(?:['’]t|not)|i['’]?m (?:unable|not able)"
+    r"^\W*(i'?m sorry|i am sorry|sorry,|i can(?:'t|not)|i'?m (?:unable|not able)"
     r"|as an ai|unfortunately,? i can)",
     re.IGNORECASE,
 )
@@ -62,7 +62,7 @@ def _flags(
         yield "length"
     if kind == "json" and not _is_json(text):
         yield "format"
-    if _REFUSAL.match(text):
+    if _REFUSAL.match(text[:80].replace("\u2019", "'")):
         yield "refusal"
     if len(text) >= _REPETITION_MIN_CHARS:
         raw = text.encode()

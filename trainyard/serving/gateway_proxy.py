@@ -95,7 +95,7 @@ class Proxy:
         self.log.close()
 
     def current(self) -> Routes:
-        """Return the routes as they hold now; the lease is judged at each request, not by a timer."""
+        """Return the routes as they hold now: each request judges the lease, no timer does."""
         settled = self.routes.settled(time.time())
         if settled is not self.routes:
             self.routes = settled

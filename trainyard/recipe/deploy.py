@@ -1,0 +1,101 @@
+"""How a version that passed its gates gets traffic: where, by which engine, on which evidence."""
+
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from trainyard.recipe.base import Fraction, Frozen, PositiveFraction
+
+
+class LocalTarget(Frozen):
+    """Processes on this machine that outlive the release."""
+
+    kind: Literal["local"] = "local"
+
+
+class Canary(Frozen):
+    """More and more traffic, each step on evidence; the champion is one weight change away."""
+
+    kind: Literal["canary"] = "canary"
+
+    steps: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = (5, 25, 50)
+    """Percent of the live traffic at each step, growing; 100 follows by itself."""
+
+    min_requests: PositiveInt = 30
+    """Answers of the canary without which no step ends well."""
+
+    requests: PositiveInt = 300
+    """Planned sample: a step that has seen so many canary answers without breach goes on."""
+
+    margin: PositiveFraction = 0.05
+    """Rise of the failure rate (errors and bad answers) that ends a rollout. A step also goes on
+    early when a rise of this size is excluded."""
+
+    alpha: PositiveFraction = 0.01
+    """Chance, over the whole rollout, to abort a canary that is as good as the champion."""
+
+    latency_tolerance: Annotated[float, Field(ge=1)] = 1.15
+    """A canary is aborted for its latency only if slower than the champion by more than this
+    factor."""
+
+    look_s: PositiveFloat = 5
+    """Seconds between two looks at the evidence. The test stays valid at any number of looks."""
+
+    step_timeout_s: PositiveFloat = 3600
+    """A step without enough evidence by then is aborted: no data is not a success."""
+
+    replay: bool = True
+    """Send held-out prompts through both variants when users send too few."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if any(later <= earlier for earlier, later in pairwise(self.steps)):
+            raise ValueError(f"steps ({', '.join(map(str, self.steps))}) must grow")
+        if self.requests < self.min_requests:
+            raise ValueError(
+                f"requests ({self.requests}) must be at least min_requests ({self.min_requests})"
+            )
+        return self
+
+
+class AllAtOnce(Frozen):
+    """All traffic as soon as the version is ready. The first version always goes this way."""
+
+    kind: Literal["all_at_once"] = "all_at_once"
+
+
+class DeploySpec(Frozen):
+    target: Annotated[LocalTarget, Field(discriminator="kind")] = LocalTarget()
+
+    engine: Literal["cpu"] = "cpu"
+    """What answers. `cpu` is the server of this project: no GPU, small models."""
+
+    host: str = "127.0.0.1"
+    """Address the gateway listens on. `0.0.0.0` lets other machines in."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] = 8700
+    """Port of the gateway, the model's stable URL; 0 takes any free one."""
+
+    strategy: Annotated[Canary | AllAtOnce, Field(discriminator="kind")] = Canary()
+
+    ready_timeout_s: PositiveFloat = 300
+    """Seconds an engine has to load and to answer its first probe."""
+
+    lease_s: Annotated[float, Field(ge=2)] = 30
+    """If the rollout's controller is silent for so long, the canary loses its traffic."""
+
+    soak_s: NonNegativeFloat = 60
+    """Seconds after 100 % in which the former champion stays warm and a breach brings it back."""
+
+    answers: Literal["text", "json"] = "text"
+    """`json`: an answer that is not JSON is a bad answer."""
+
+    max_inflight: PositiveInt = 256
+    """Requests in progress beyond which the gateway sheds with 429."""
+
+    max_body_mib: PositiveFloat = 8
+    """Largest request body."""
+
+    log_fraction: Fraction = 0
+    """Share of the live requests that the gateway logs, redacted, for drift and the next data."""
