@@ -1,0 +1,161 @@
+"""The command line. Exit 0: yes. 1: no (refused, failed, inconclusive). 2: could not be done.
+
+Each verb imports only what it needs, so that `--help` is instant and `check` starts without torch.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainyard.errors import Refused, TrainyardError
+
+Verb = Callable[[argparse.Namespace], int]
+HOME = Path(".trainyard")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser(sys.argv[1:] if arguments is None else arguments).parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        return int(args.run(args))
+    except TrainyardError as error:
+        return _fail(args, str(error), code=1 if isinstance(error, Refused) else 2)
+    except KeyboardInterrupt:
+        return _fail(args, "interrupted", code=130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(args, f"{where}{error.strerror or error}", code=2)
+
+
+def _fail(args: argparse.Namespace, message: str, code: int) -> int:
+    print(f"trainyard: {message}", file=sys.stderr)
+    if getattr(args, "json", False):
+        print(json.dumps({"error": message}))
+    return code
+
+
+def _parser(given: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trainyard", description="Fine-tuning CI/CD for language models."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    chosen = next((word for word in given if not word.startswith("-")), None)
+    for name, (help_, add) in VERBS.items():
+        verb = verbs.add_parser(name, help=help_, description=help_)
+        if name == chosen:
+            add(verb)
+    return parser
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    from trainyard.data import command
+
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)
+
+
+def _gate(parser: argparse.ArgumentParser) -> None:
+    from trainyard.evaluation import command
+
+    command.add_arguments(parser)
+    parser.set_defaults(run=command.run)
+
+
+def _plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key"
+    )
+    _add_common(parser)
+    parser.set_defaults(run=_run_plan)
+
+
+def _run_plan(args: argparse.Namespace) -> int:
+    from trainyard import plan
+    from trainyard.recipe import parse_override, read_recipe
+
+    recipe = read_recipe(args.recipe, dict(parse_override(text) for text in args.set))
+    made = plan.make(recipe, args.home)
+    _show(args, made.model_dump(mode="json"), plan.as_text(made))
+    return 1 if made.problems else 0
+
+
+def _schema(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_run_schema)
+
+
+def _run_schema(_: argparse.Namespace) -> int:
+    from trainyard.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    return 0
+
+
+def _status(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.set_defaults(run=_run_status)
+
+
+def _run_status(args: argparse.Namespace) -> int:
+    from trainyard import status
+
+    found = status.read(args.home)
+    _show(args, found.model_dump(mode="json"), status.as_text(found))
+    return 0
+
+
+def _verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("version", metavar="VERSION", help="NAME@DIGEST, NAME@ALIAS or a folder")
+    _add_common(parser)
+    parser.set_defaults(run=_run_verify)
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    from trainyard import versions
+
+    found = versions.verify(args.version, args.home)
+    _show(args, found.model_dump(mode="json"), versions.as_text(found))
+    return 0
+
+
+def _rollback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="name of the model, as in its recipe")
+    parser.add_argument("--why", required=True, help="goes into the history of the alias")
+    _add_common(parser)
+    parser.set_defaults(run=_run_rollback)
+
+
+def _run_rollback(args: argparse.Namespace) -> int:
+    from trainyard import versions
+
+    done = versions.rollback(args.name, args.home, why=args.why)
+    _show(args, done.model_dump(mode="json"), done.as_text())
+    return 0
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--home", type=Path, default=HOME, help="state folder (default .trainyard)")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+
+
+def _show(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
+    print(json.dumps(value, indent=2) if args.json else text)
+
+
+VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "check": ("Check a data set: every bad row by file, line and reason.", _check),
+    "plan": ("Say what a release would do, cost and skip, before it does it.", _plan),
+    "gate": ("Decide on saved scores: PASS, FAIL, INCONCLUSIVE or INVALID.", _gate),
+    "schema": ("Print the JSON Schema of a recipe, for editors.", _schema),
+    "status": ("Show runs, versions, aliases and what is served.", _status),
+    "verify": ("Check that a version is whole and unaltered.", _verify),
+    "rollback": ("Put the former champion back.", _rollback),
+}

@@ -1,0 +1,85 @@
+"""Everything that determines a release, in one file that a person writes and reviews."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from trainyard.errors import InputError
+from trainyard.recipe.base import Frozen
+from trainyard.recipe.data import DataSpec
+from trainyard.recipe.deploy import DeploySpec
+from trainyard.recipe.evaluate import EvaluateSpec
+from trainyard.recipe.gates import GateSpecs
+from trainyard.recipe.load import load
+from trainyard.recipe.register import RegisterSpec
+from trainyard.recipe.resources import ResourcesSpec
+from trainyard.recipe.train import TrainSpec
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+
+class Recipe(Frozen):
+    """One model of a team, from its data to its traffic."""
+
+    name: Name
+    """Name of the model: in the registry, in the archive, and as users call it. Lower-case letters,
+    digits and hyphens."""
+
+    base_model: Annotated[str, Field(min_length=1)]
+    """What is fine-tuned: a folder, `owner/name@revision` or `hf://owner/name@revision` on the
+    Hugging Face hub. A revision pins it."""
+
+    trust_remote_code: bool = False
+    """Run the Python code that the base model's repository brings. Off unless written here."""
+
+    data: DataSpec
+    """What it learns from, and what rows must satisfy."""
+
+    train: TrainSpec = TrainSpec()
+    """How it learns."""
+
+    evaluate: EvaluateSpec
+    """What candidate, base and champion are asked."""
+
+    gates: GateSpecs
+    """What the candidate must prove before it may ship."""
+
+    register: RegisterSpec = RegisterSpec()  # type: ignore[assignment]  # shadows ABCMeta.register
+    """Where versions, their evidence and their aliases are kept."""
+
+    deploy: DeploySpec = DeploySpec()
+    """How a version gets traffic."""
+
+    resources: ResourcesSpec = ResourcesSpec()
+    """What training and evaluation need, and what it costs."""
+
+    @model_validator(mode="after")
+    def _gates_read_suites(self) -> Self:
+        suites = {suite.name for suite in self.evaluate.suites}
+        for gate in self.gates:
+            if gate.suite is not None and gate.suite not in suites:
+                raise ValueError(
+                    f"gate {gate.id} reads the suite {gate.suite}; evaluate.suites has "
+                    f"{', '.join(sorted(suites))}"
+                )
+        return self
+
+
+def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe; `overrides` maps dotted keys, as `train.rank`, to values that win over it.
+
+    Raises InputError naming file, line and key.
+    """
+    return load(path, Recipe, overrides)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Read `key=value` from a command line; the value is YAML, so `8` is a number."""
+    found = re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", text, re.DOTALL)
+    if not found:
+        raise InputError(f"override {text!r} is not KEY=VALUE, as in train.rank=8")
+    return found[1], yaml.safe_load(found[2])
