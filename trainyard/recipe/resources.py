@@ -1,0 +1,55 @@
+"""The hardware a training gets, and what it costs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+
+from trainyard.recipe.base import Frozen
+
+GPU_GIB = {
+    "T4": 14.6,
+    "L4": 22.0,
+    "A10": 22.0,
+    "RTX-4090": 23.6,
+    "A100-40": 39.4,
+    "L40S": 44.4,
+    "A100-80": 79.2,
+    "H100": 79.2,
+    "H200": 139.7,
+    "B200": 178.3,
+}
+"""Memory that torch reports for each card, in GiB: the nominal size less what the driver keeps."""
+
+Card = Literal["T4", "L4", "A10", "RTX-4090", "A100-40", "L40S", "A100-80", "H100", "H200", "B200"]
+
+
+class ResourcesSpec(Frozen):
+    gpus: Annotated[int, Field(ge=0, le=1)] = 0
+    """GPUs of the training; 0 trains on the CPU."""
+
+    gpu: Card | None = None
+    """Which card, for the memory plan. Without it, and without `gpu_gib`, memory is not planned."""
+
+    gpu_gib: PositiveFloat | None = None
+    """Memory of each card in GiB, for a card that is not listed."""
+
+    price_per_gpu_hour: NonNegativeFloat | None = None
+    """For the plan's cost, in any currency."""
+
+    max_hours: PositiveFloat = 72.0
+    """A training that lasts longer is ended; its last checkpoint stays."""
+
+    @property
+    def memory_gib(self) -> float | None:
+        """Usable memory of one card, where it is known."""
+        return self.gpu_gib if self.gpu is None else GPU_GIB[self.gpu]
+
+    @model_validator(mode="after")
+    def _one_card(self) -> "ResourcesSpec":
+        if self.gpu is not None and self.gpu_gib is not None:
+            raise ValueError(
+                f"gpu ({self.gpu}) and gpu_gib ({self.gpu_gib}) both say how much memory"
+            )
+        if self.gpus == 0 and (self.gpu or self.gpu_gib or self.price_per_gpu_hour):
+            raise ValueError("gpu, gpu_gib and price_per_gpu_hour need gpus to be 1 or more")
+        return self

@@ -1,0 +1,134 @@
+"""How the adapter is trained."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from trainyard.recipe.base import Frozen
+
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainSpec(Frozen):
+    backend: Literal["auto", "unsloth", "trl", "command"] = "auto"
+    """Program that trains: `auto` is `unsloth` where it is installed, otherwise `trl`."""
+
+    command: tuple[str, ...] = ()
+    """For `backend: command`: a program that honours the job contract; the job's folder is its last
+    argument."""
+
+    objective: Literal["sft"] = "sft"
+    """Supervised fine-tuning: the loss counts the assistant's turns, or all of a plain text."""
+
+    method: Literal["lora", "qlora"] = "qlora"
+    """`qlora` keeps the frozen base in 4-bit NF4 with double quantisation (Dettmers et al. 2023,
+    arXiv:2305.14314); `lora` keeps it in 16 bits (Hu et al. 2021, arXiv:2106.09685)."""
+
+    rank: PositiveInt = 16
+    """Rank of the low-rank update (Hu et al. 2021); 16 is the default of Unsloth's guides."""
+
+    alpha: PositiveInt = 32
+    """Scale of the update: the factor is alpha / rank, or alpha / sqrt(rank) with `rslora`. 32 as
+    in "LoRA Without Regret" (Thinking Machines, 2025)."""
+
+    dropout: Dropout = 0.0
+    """Dropout on the adapter's input; Unsloth's fast path needs 0."""
+
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), which keeps high ranks learning (Kalajdzievski 2023,
+    arXiv:2312.03732)."""
+
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Layers that get an adapter, by the last part of their name. Attention alone is clearly worse
+    ("LoRA Without Regret", 2025)."""
+
+    learning_rate: PositiveFloat = 2e-4
+    """Peak rate; LoRA wants about ten times that of full fine-tuning ("LoRA Without Regret")."""
+
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the rate after warm-up, down to 0 at the last step except for `constant`."""
+
+    warmup_steps: NonNegativeInt = 10
+    """Optimiser steps over which the rate rises from 0."""
+
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """The 8-bit ones (bitsandbytes) hold the moments in 2 instead of 8 bytes per trained parameter
+    and need a GPU."""
+
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled decay of AdamW, on the adapter's weights."""
+
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
+
+    epochs: PositiveFloat = 1.0
+    """Passes over the training rows."""
+
+    max_steps: PositiveInt | None = None
+    """Most optimiser steps, even if the passes are not complete; the schedule ends with them."""
+
+    batch_size: PositiveInt = 16
+    """Rows per optimiser step, over all devices. LoRA tolerates large batches less than full
+    fine-tuning ("LoRA Without Regret")."""
+
+    device_batch_size: PositiveInt = 4
+    """Rows per forward pass on one device; halved when memory ends, with twice the accumulation."""
+
+    max_seq_len: PositiveInt = 2048
+    """Longest training row, in tokens; longer rows are an error, never cut."""
+
+    activation_checkpointing: Literal["none", "block", "offload"] = "none"
+    """`block` keeps one activation per layer and computes the rest again (about a third more
+    compute); `offload` keeps those in host memory (Unsloth only). Neither helps on a CPU."""
+
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Arithmetic of the forward pass; adapters and optimiser are always 32-bit."""
+
+    seed: NonNegativeInt = 0
+    """Of the adapter's start, the order of rows and dropout."""
+
+    threads: PositiveInt = 2
+    """CPU threads of the training process. On a CPU they are part of what makes two runs equal byte
+    for byte."""
+
+    save_every: PositiveInt = 50
+    """Optimiser steps between checkpoints; what a crash can cost."""
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Forward passes per optimiser step on one device."""
+        return self.batch_size // self.device_batch_size
+
+    def total_steps(self, rows: int) -> int:
+        """Optimiser steps for `rows` training rows; the last batch of a pass may be smaller."""
+        steps = math.ceil(self.epochs * math.ceil(rows / self.batch_size))
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "TrainSpec":
+        if self.batch_size % self.device_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of "
+                f"device_batch_size ({self.device_batch_size})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _command_and_backend_agree(self) -> "TrainSpec":
+        if (self.backend == "command") != bool(self.command):
+            raise ValueError("command is the program of `backend: command`: give both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_is_unsloths(self) -> "TrainSpec":
+        if self.activation_checkpointing == "offload" and self.backend == "trl":
+            raise ValueError("activation_checkpointing: offload needs backend: unsloth, not trl")
+        return self
