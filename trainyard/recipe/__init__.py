@@ -1,6 +1,7 @@
 """Everything that determines a release, in one file that a person writes and reviews."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -18,6 +19,9 @@ from trainyard.recipe.load import load
 from trainyard.recipe.register import RegisterSpec
 from trainyard.recipe.resources import ResourcesSpec
 from trainyard.recipe.train import TrainSpec
+
+# `register` is also a method of every abstract class; nobody calls that one on a recipe
+warnings.filterwarnings("ignore", message='Field name "register"')
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
@@ -48,7 +52,7 @@ class Recipe(Frozen):
     gates: GateSpecs
     """What the candidate must prove before it may ship."""
 
-    register: RegisterSpec = RegisterSpec()  # type: ignore[assignment]  # shadows ABCMeta.register
+    register: RegisterSpec = RegisterSpec()  # type: ignore[assignment]
     """Where versions, their evidence and their aliases are kept."""
 
     deploy: DeploySpec = DeploySpec()

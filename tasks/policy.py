@@ -1,0 +1,33 @@
+"""What is retried, and what a log shows of an error. Said once."""
+
+import logging
+from typing import Any
+
+from prefect import Task
+from prefect.client.schemas.objects import State, TaskRun
+
+from trainyard.errors import TrainyardError, Unavailable
+
+RETRY_DELAYS_S = [5.0, 30.0]
+
+
+def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Retry only what time can heal: a service that did not answer."""
+    return isinstance(state.result(raise_on_failure=False), Unavailable)
+
+
+class _OwnErrorsSpeakForThemselves(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, TrainyardError):
+            record.msg, record.args = f"{record.getMessage()}: {error}", ()
+            record.exc_info = record.exc_text = None
+        return True
+
+
+def quiet_own_errors() -> None:
+    """Log an error that we raised on purpose as one sentence, not as a traceback."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(found, _OwnErrorsSpeakForThemselves) for found in logger.filters):
+            logger.addFilter(_OwnErrorsSpeakForThemselves())
