@@ -252,7 +252,7 @@ class Template:
         return text, spans
 
     def _turn_end(self, text: str, start: int, end: int) -> int:
-        """End of the last end-of-turn token in [start, end); without one, where white space begins."""
+        """End of the last end-of-turn token in [start, end); without one, of the words."""
         found = ((text.rfind(eos, start, end), eos) for eos in self.eos_texts)
         ends = [at + len(eos) for at, eos in found if at >= 0]
         return max(ends) if ends else start + len(text[start:end].rstrip())

@@ -1,0 +1,85 @@
+"""Compiled loops over bytes: positions in JSON arrays, shingles, MinHash, leakage, statistics.
+
+Compiled once and cached on disk by numba; import this module only where rows are processed.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _compile(function: F) -> F:
+    compiled: F = numba.njit(cache=True, nogil=True)(function)
+    return compiled
+
+
+@_compile
+def _elements(content: Any, start: int, found: Any) -> int:
+    """Fill [start, length, line] of each element of the outermost array; returns how many.
+
+    A line end inside a string ends the string: JSON forbids it, and the next rows stay readable.
+    """
+    n, count, depth, line = len(content), 0, 0, 1
+    quoted = escaped = False
+    begin, last, begun = -1, -1, 1
+    closed = False
+    for i in range(start, n):
+        c = content[i]
+        if c == 10:
+            line += 1
+            quoted = escaped = False
+            continue
+        if quoted:
+            last = i
+            if escaped:
+                escaped = False
+            elif c == 92:
+                escaped = True
+            elif c == 34:
+                quoted = False
+            continue
+        if c == 32 or c == 13 or c == 9:
+            continue
+        if depth == 0 and not closed and c == 91:
+            depth = 1
+            continue
+        if depth == 1 and (c == 44 or c == 93):
+            if begin >= 0:
+                if count < len(found):
+                    found[count, 0], found[count, 1] = begin, last + 1 - begin
+                    found[count, 2] = begun
+                count += 1
+                begin = -1
+            if c == 93:
+                depth, closed = 0, True
+            continue
+        if begin < 0:
+            begin, begun = i, line
+        last = i
+        if c == 34:
+            quoted = True
+        elif c == 123 or c == 91:
+            depth += 1
+        elif (c == 125 or c == 93) and depth > 1:
+            depth -= 1
+    if begin >= 0:
+        if count < len(found):
+            found[count, 0], found[count, 1], found[count, 2] = begin, last + 1 - begin, begun
+        count += 1
+    return count
+
+
+def array_elements(content: Bytes, start: int) -> NDArray[np.int64]:
+    """[n, 3]: start, length and line of each element of the JSON array that begins at `start`."""
+    found = np.empty((1024, 3), np.int64)
+    count = _elements(content, start, found)
+    if count > len(found):
+        found = np.empty((count, 3), np.int64)
+        _elements(content, start, found)
+    return found[:count]

@@ -1,0 +1,70 @@
+"""Data files of an S3-compatible store. Endpoint and keys come from the AWS_* variables."""
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import urllib3
+from minio import Minio
+from minio.credentials import ChainedProvider, EnvAWSProvider, IamAwsProvider
+from minio.error import MinioException, S3Error
+from urllib3.exceptions import HTTPError
+
+from trainyard.data.locate import PACKED, SUFFIXES
+from trainyard.errors import InputError, Unavailable
+
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+def fetch(url: str, folder: Path) -> list[tuple[Path, str]]:
+    """Download an object, or every data file under a prefix; (local file, its URL) by name.
+
+    A file already in `folder` under the object's ETag is not fetched again.
+    """
+    parts = urlsplit(url)
+    bucket, prefix = parts.netloc, parts.path.lstrip("/")
+    try:
+        client = _client()
+        listed = client.list_objects(bucket, prefix=prefix, recursive=True)
+        found = [(o.object_name or "", (o.etag or "").strip('"')) for o in listed]
+        exact = [pair for pair in found if pair[0] == prefix]
+        below = prefix.rstrip("/") + "/" if prefix else ""
+        chosen = exact or [
+            pair
+            for pair in found
+            if pair[0].startswith(below) and pair[0].lower().endswith(SUFFIXES + PACKED)
+        ]
+        if not chosen:
+            raise InputError(f"{url}: no data file there ({len(found)} objects)")
+        return [
+            (_get(client, bucket, *pair, folder), f"s3://{bucket}/{pair[0]}") for pair in chosen
+        ]
+    except S3Error as error:
+        raise InputError(f"{url}: {error.code}: {error.message}") from None
+    except (HTTPError, MinioException) as error:
+        raise Unavailable(f"{url}: {_endpoint()} did not answer: {error}") from None
+
+
+def _get(client: Minio, bucket: str, key: str, etag: str, folder: Path) -> Path:
+    target = folder / bucket / etag / Path(key).name
+    if not target.is_file():
+        client.fget_object(bucket, key, str(target))
+    return target
+
+
+def _endpoint() -> str:
+    named = (os.environ[name] for name in ENDPOINTS if os.environ.get(name))
+    return next(named, "https://s3.amazonaws.com")
+
+
+def _client() -> Minio:
+    endpoint = urlsplit(_endpoint())
+    return Minio(
+        endpoint.netloc,
+        credentials=ChainedProvider([EnvAWSProvider(), IamAwsProvider()]),
+        secure=endpoint.scheme == "https",
+        region=os.environ.get("AWS_REGION") or None,
+        http_client=urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=5, read=60), retries=urllib3.Retry(total=2)
+        ),
+    )

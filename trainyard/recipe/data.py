@@ -1,0 +1,210 @@
+"""Section `data` of a recipe: which rows to train on and what they must satisfy.
+
+The fields of `Checks` are the codes found in quarantine files and reports.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from trainyard.recipe.base import Fraction, Frozen, PositiveFraction
+
+Format = Literal[
+    "alpaca",
+    "sharegpt",
+    "openai",
+    "prompt_completion",
+    "preference",
+    "kto",
+    "prompt_only",
+    "text",
+    "tokenized",
+]
+Action = Literal["off", "warn", "quarantine", "refuse"]
+"""off: not looked for. warn: counted, the row stays. quarantine: the row is set aside.
+refuse: set aside, and one such row refuses the whole data set."""
+SensitiveAction = Literal["off", "warn", "redact", "quarantine", "refuse"]
+"""As Action; redact: each finding is replaced by `[KIND]` and the row stays."""
+
+
+class SourceSpec(Frozen):
+    """One source of rows."""
+
+    path: str
+    """File, glob, folder, `s3://bucket/prefix`, `hf://owner/name@revision`, a `.dvc` file, or a
+    LLaMA-Factory `dataset_info.json`."""
+
+    dataset: str | None = None
+    """Entry of `dataset_info.json` when `path` names one."""
+
+    format: Literal["auto"] | Format = "auto"
+    """Shape of the rows; auto recognises it per row by its keys, and two that fit are an error."""
+
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our field -> the column that holds it, as {prompt: question, completion: answer}, or
+    {messages: dialog}. Columns that are not named keep their own names."""
+
+    tags: dict[str, str] = Field(default_factory=dict)
+    """Names inside a message: `role` and `content` are its keys; `user`, `assistant`, `system` and
+    `tool` are the values of its role. As LLaMA-Factory's tags and Axolotl's property mappings."""
+
+    @model_validator(mode="after")
+    def _known_tags(self) -> "SourceSpec":
+        known = {"role", "content", "user", "assistant", "system", "tool"}
+        if unknown := sorted(set(self.tags) - known):
+            raise ValueError(f"tags {unknown} are not among {sorted(known)}")
+        return self
+
+
+class Checks(Frozen):
+    """What to do with a row that shows a finding: one key per code."""
+
+    exact_duplicate: Action = "quarantine"
+    """Same content as an earlier row, which stays."""
+
+    near_duplicate: Action = "quarantine"
+    """Jaccard similarity of shingles with an earlier row is at least `near_duplicate_at`."""
+
+    conflicting_answers: Action = "warn"
+    """Same prompt as another row, with another answer."""
+
+    leak: Action = "refuse"
+    """Repeats an evaluation sample: its whole prompt, or half of its 13-grams or (on prompts)
+    8-grams (Brown et al. 2020, appendix C; Lambert et al. 2024, section 3.2)."""
+
+    secret: SensitiveAction = "quarantine"
+    """A key, token, password or private key."""
+
+    pii: SensitiveAction = "warn"
+    """E-mail, phone, card, IBAN or identity number."""
+
+    role_order: Action = "quarantine"
+    """System not first, two user turns in a row, or an answer before any question."""
+
+    empty_output: Action = "quarantine"
+    """Nothing, or only white space, to learn."""
+
+    truncated_output: Action = "warn"
+    """The answer stops in an open code block or JSON value, or in the middle of a long sentence."""
+
+    prompt_echo: Action = "warn"
+    """The answer repeats the prompt."""
+
+    special_tokens: Action = "quarantine"
+    """Control text of a chat template, as `<|im_end|>`, inside content."""
+
+    refusal: Action = "warn"
+    """The answer begins like a refusal of an assistant."""
+
+    placeholder: Action = "warn"
+    """A placeholder left unfilled: `{{name}}`, `[INSERT NAME]`, lorem ipsum."""
+
+    repetition: Action = "warn"
+    """More than half of the answer's 4-grams are repeats."""
+
+    mojibake: Action = "warn"
+    """Text decoded wrongly: U+FFFD, or UTF-8 read as Latin-1."""
+
+    control_characters: Action = "warn"
+    """NUL, other control, zero-width or bidirectional override characters."""
+
+    tool_calls: Action = "quarantine"
+    """A call to a tool that is not defined, or a result without its call."""
+
+    images: Action = "quarantine"
+    """An image file is missing, or images and placeholders differ in number."""
+
+    template: Action = "quarantine"
+    """The chat template refuses the row, loses content, doubles BOS, or does not train the end."""
+
+    no_trained_tokens: Action = "quarantine"
+    """Nothing is left to learn within the longest sequence."""
+
+
+class Limits(Frozen):
+    """When findings refuse the whole data set."""
+
+    min_rows: NonNegativeInt = 10
+    """Fewest lines in train."""
+
+    min_valid: Fraction = 0.98
+    """Least share of the lines read that hold a row of a known format."""
+
+    max_share: dict[str, Fraction] = Field(default_factory=dict)
+    """Code -> largest share of the lines read. These hold beside the ones given:
+    exact_duplicate 0.2, near_duplicate 0.2, over_length 0.05, empty_output 0.02."""
+
+    min_script_share: dict[str, Fraction] = Field(default_factory=dict)
+    """Script (latin, han, cyrillic, arabic, thai, kana, hangul, devanagari, other) -> least share
+    of rows whose answer is mostly in it."""
+
+    min_label_share: Fraction = 0.0
+    """Least share of rows for each value of `label`."""
+
+    drift_warn: Annotated[float, Field(gt=0)] = 0.1
+    """Population stability index against the former version that warns, if over 3 x its noise."""
+
+    drift_refuse: Annotated[float, Field(gt=0)] = 0.25
+    """The same, that refuses."""
+
+    max_rate_change: Fraction = 0.02
+    """Largest change, absolute, of a code's share against the former version, before a warning."""
+
+    max_removed: Fraction = 0.2
+    """Largest share of the former version's rows that may be gone."""
+
+
+DEFAULT_MAX_SHARE = {
+    "exact_duplicate": 0.2,
+    "near_duplicate": 0.2,
+    "over_length": 0.05,
+    "empty_output": 0.02,
+}
+
+
+class DataSpec(Frozen):
+    """The training data and its checks."""
+
+    train: Annotated[tuple[SourceSpec | str, ...], Field(min_length=1)]
+    """Sources, as paths or with options; duplicates across them keep the first."""
+
+    val_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Share of duplicate clusters held out for validation loss. A row keeps its side as rows are
+    added."""
+
+    group_by: str | None = None
+    """Column whose equal values stay on one side of the split, as a customer or a document."""
+
+    label: str | None = None
+    """Column with the class of a row, for class balance and drift."""
+
+    over_length: Literal["error", "drop", "truncate", "split"] = "error"
+    """Rows longer than the longest sequence of training. error: one refuses the data set. drop:
+    quarantined. truncate: training cuts them. split: into several, at turns, or text at tokens."""
+
+    near_duplicate_at: PositiveFraction = 0.9
+    """Jaccard similarity of word 3-grams (5-grams of characters for Chinese, Japanese, Thai)."""
+
+    max_row_bytes: PositiveInt = 10_000_000
+    """Longest line, in bytes; longer ones are quarantined unread."""
+
+    checks: Checks = Checks()
+    """What to do per finding."""
+
+    limits: Limits = Limits()
+    """When to refuse the data set."""
+
+    @property
+    def sources(self) -> tuple[SourceSpec, ...]:
+        return tuple(SourceSpec(path=s) if isinstance(s, str) else s for s in self.train)
+
+    @property
+    def max_share(self) -> dict[str, float]:
+        return {**DEFAULT_MAX_SHARE, **self.limits.max_share}
+
+    @model_validator(mode="after")
+    def _limits_name_codes(self) -> "DataSpec":
+        known = {*Checks.model_fields, "over_length"}
+        if unknown := sorted(set(self.limits.max_share) - known):
+            raise ValueError(f"limits.max_share names {unknown}; the codes are {sorted(known)}")
+        return self
