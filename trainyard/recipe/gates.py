@@ -79,6 +79,9 @@ class GateSpec(Frozen):
     """How many candidates were compared on this eval set to choose this one; alpha is divided by
     it (first step of Holm 1979)."""
 
+    opponent: Literal["base", "champion", "reference"] | None = None
+    """win_rate: only judgements against these answers; absent means all there are."""
+
     require_calibration: bool | None = None
     """win_rate: whether the judge must have been measured against human labels. Absent means
     always when the judgements name the judge's fingerprint."""
@@ -86,6 +89,14 @@ class GateSpec(Frozen):
     @property
     def is_safety(self) -> bool:
         return self.metric in SAFETY
+
+    @property
+    def limit(self) -> tuple[str, float]:
+        """The claim as (op, value); a comparison is an upper limit on the drop or increase."""
+        if self.op is not None and self.value is not None:
+            return self.op, self.value
+        most = self.max_drop if self.max_drop is not None else self.max_increase
+        return "<=", most or 0.0
 
     @property
     def is_judged(self) -> bool:
@@ -133,8 +144,9 @@ class GateSpec(Frozen):
             )
         if self.per_task_max_drop is not None and not self._is_drop:
             raise ValueError(f"gate {self.id}: per_task_max_drop is read by drop gates only")
-        if self.require_calibration is not None and not self.is_judged:
-            raise ValueError(f"gate {self.id}: require_calibration is read by win_rate only")
+        for key in ("require_calibration", "opponent"):
+            if getattr(self, key) is not None and not self.is_judged:
+                raise ValueError(f"gate {self.id}: {key} is read by win_rate only")
         return self
 
     @property

@@ -1,0 +1,1 @@
+"""Asking models, scoring answers, and the statistics behind a verdict."""

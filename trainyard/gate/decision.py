@@ -1,0 +1,90 @@
+"""Scores in, one decision out: pure, without clock, network or files."""
+
+from collections.abc import Iterable, Sequence
+
+from trainyard.evaluation.scores import Judgement, Score
+from trainyard.gate.absolute import decide_absolute
+from trainyard.gate.evidence import Table, Unusable
+from trainyard.gate.judged import decide_judged
+from trainyard.gate.paired import decide_paired
+from trainyard.gate.records import Decision, GateResult, Rules, Verdict, worst
+from trainyard.recipe.gates import GateSpec
+
+MANY_ATTEMPTS = 5
+
+
+def decide(
+    spec: Sequence[GateSpec],
+    scores: Iterable[Score],
+    judgements: Iterable[Judgement] = (),
+    rules: Rules | None = None,
+) -> Decision:
+    """The verdict of every gate and of all blocking gates together.
+
+    Equal scores, gates and rules give the equal decision: the seed of every bootstrap comes from
+    `rules.seed` and the gate's id.
+    """
+    rules = rules or Rules()
+    table = Table.of(scores)
+    judged = list(judgements)
+    results = tuple(_decide(gate, table, judged, rules) for gate in spec)
+    blocking = [one for one in results if one.severity == "block"]
+    verdict = worst([one.verdict for one in blocking])
+    stopped = [one for one in blocking if one.verdict is not Verdict.PASS]
+    if not blocking:
+        reason = "no blocking gate, so nothing was proven"
+    elif not stopped:
+        reason = f"all {len(blocking)} blocking gates pass"
+    else:
+        reason = "; ".join(f"{one.id} {one.verdict}: {one.reason}" for one in stopped)
+    return Decision(
+        verdict=verdict,
+        gates=results,
+        reason=reason,
+        warnings=_warnings(results, rules),
+        alpha=rules.alpha,
+        seed=rules.seed,
+    )
+
+
+def _decide(
+    gate: GateSpec, table: Table, judgements: Sequence[Judgement], rules: Rules
+) -> GateResult:
+    try:
+        if gate.is_judged:
+            return decide_judged(gate, judgements, rules)
+        if gate.compare or gate.metric in ("capability_drop", "perplexity_ratio"):
+            return decide_paired(gate, table, rules)
+        return decide_absolute(gate, table, rules)
+    except Unusable as error:
+        reason, next_step = error.args
+        return GateResult(
+            id=gate.id,
+            metric=gate.metric,
+            suite=gate.suite,
+            severity=gate.severity,
+            verdict=Verdict.INVALID,
+            reason=reason,
+            next=next_step,
+            op=gate.op,
+            threshold=gate.value,
+            alpha=rules.alpha / gate.best_of,
+            seed=rules.seed,
+        )
+
+
+def _warnings(results: Sequence[GateResult], rules: Rules) -> tuple[str, ...]:
+    found = [
+        f"{one.id} ({one.severity}) {one.verdict}: {one.reason}"
+        for one in results
+        if one.severity == "warn" and one.verdict is not Verdict.PASS
+    ]
+    found += [f"{one.id} rests on weak evidence" for one in results if one.weak]
+    if rules.attempts >= MANY_ATTEMPTS:
+        chance = 1 - (1 - rules.alpha) ** (rules.attempts + 1)
+        found.append(
+            f"{rules.attempts} other candidates were judged on these eval sets before: by chance "
+            f"alone one of {rules.attempts + 1} at the limit passes with {chance:.0%}; "
+            "replace the eval sets"
+        )
+    return tuple(found)

@@ -1,0 +1,163 @@
+"""The gate on a judge's verdicts: both orders, invalid calls as losses, a calibrated judge."""
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from trainyard.evaluation.intervals import ppi_estimate
+from trainyard.evaluation.judge.rate import consistency, item_scores, win_rate
+from trainyard.evaluation.scores import Judgement
+from trainyard.files import digest_json
+from trainyard.gate import bounds
+from trainyard.gate.bounds import Bound
+from trainyard.gate.evidence import Unusable
+from trainyard.gate.planning import z
+from trainyard.gate.records import GateResult, Rules, Verdict
+from trainyard.gate.verdicts import result
+from trainyard.recipe.gates import GateSpec
+
+MAX_INVALID_CALLS = 0.02
+MIN_LABELS = 30
+"""Labels of this run from which the judge's rate is corrected (PPI++ is a large-sample method)."""
+
+
+def decide_judged(gate: GateSpec, judgements: Sequence[Judgement], rules: Rules) -> GateResult:
+    rows = _rows(gate, judgements)
+    judge = [row for row in rows if not row.human]
+    human = [row for row in rows if row.human]
+    _check(judge)
+    rate = win_rate(judge)
+    alpha = rules.alpha / gate.best_of
+    bound, how = _measure(gate, judge, human, alpha, rules.seed)
+    found = result(gate, bound, alpha=alpha, quantity=f"win rate{how}")
+    facts = (
+        f"; {rate.wins} wins, {rate.ties} ties, {rate.losses} losses, "
+        f"{rate.invalid} of {rate.calls} calls invalid, "
+        f"{_percent(rate.consistent)} of items consistent in both orders, "
+        f"first answer chosen in {_percent(rate.first)}"
+    )
+    update: dict[str, object] = {
+        "reason": found.reason + facts,
+        "invalid": rate.invalid,
+        "seed": rules.seed,
+        "against": gate.opponent,
+        "digest": digest_json(sorted(map(repr, rows))),
+    }
+    doubt = _doubt(gate, judge, rate.invalid / rate.calls)
+    if doubt is not None:
+        update |= {"verdict": Verdict.INCONCLUSIVE, "reason": f"{doubt[0]}; {found.reason}{facts}",
+                   "next": doubt[1]}  # fmt: skip
+    elif gate.require_calibration is False or not any(row.fingerprint for row in judge):
+        update |= {"weak": True, "reason": f"{found.reason}{facts}; weak evidence: the judge was "
+                   "not measured against human labels here"}  # fmt: skip
+    return found.model_copy(update=update)
+
+
+def _rows(gate: GateSpec, judgements: Sequence[Judgement]) -> list[Judgement]:
+    rows = [
+        row
+        for row in judgements
+        if (gate.suite is None or row.suite == gate.suite)
+        and (gate.opponent is None or row.opponent == gate.opponent)
+    ]
+    if not any(not row.human for row in rows):
+        raise Unusable(
+            f"there are no judgements for gate {gate.id} ({len(judgements)} in all)",
+            "run a pairwise suite, or correct the gate's suite and opponent",
+        )
+    return rows
+
+
+def _check(rows: Sequence[Judgement]) -> None:
+    """Raises Unusable for repeated calls, a missing order, one item, or a judge that changed."""
+    calls = Counter((row.id, row.suite, row.opponent, row.juror, row.order) for row in rows)
+    twice = [call for call, times in calls.items() if times > 1]
+    if twice:
+        raise Unusable(
+            f"{len(twice)} judgements are there more than once, first of item {twice[0][0]!r}",
+            "keep one judgement per item, juror and order",
+        )
+    items = {row.id for row in rows}
+    wanted = {(row.suite, row.opponent) for row in rows}
+    if len(wanted) > 1:
+        raise Unusable(
+            f"the judgements mix {len(wanted)} comparisons (suite, opponent)",
+            "name suite or opponent in the gate",
+        )
+    jurors = {row.juror for row in rows}
+    missing = len(items) * len(jurors) * 2 - len(calls)
+    if missing:
+        raise Unusable(
+            f"{missing} judgements are missing: {len(items)} items, {len(jurors)} jurors and two "
+            f"orders make {len(items) * len(jurors) * 2}, found {len(calls)}",
+            "run the judge again: it asks only what has no verdict",
+        )
+    if len(items) < 2:
+        raise Unusable("one judged item proves nothing", "add items to the suite")
+    for juror in sorted(jurors):
+        prints = {row.fingerprint for row in rows if row.juror == juror}
+        if len(prints) > 1:
+            raise Unusable(
+                f"juror {juror!r} changed in the middle: {len(prints)} fingerprints",
+                "pin the judge (a dated model id, fixed prompts) and judge everything again",
+            )
+
+
+def _measure(
+    gate: GateSpec,
+    judge: Sequence[Judgement],
+    human: Sequence[Judgement],
+    alpha: float,
+    seed: int,
+) -> tuple[Bound, str]:
+    scores = item_scores(judge)
+    labels = item_scores(human)
+    both = [item for item in scores if item in labels]
+    rest = [item for item in scores if item not in labels]
+    if len(both) >= MIN_LABELS and len(rest) >= MIN_LABELS:
+        theta, error = ppi_estimate(
+            [labels[i] for i in both], [scores[i] for i in both], [scores[i] for i in rest]
+        )
+        half = z(alpha) * error
+        bound = Bound(theta, theta - half, theta + half, len(scores), "ppi++",
+                      sd=error * math.sqrt(len(scores)))  # fmt: skip
+        return bound, f" corrected by {len(both)} human labels"
+    values = np.array(list(scores.values()))
+    cluster = {row.id: row.cluster for row in judge if row.cluster is not None}
+    if cluster:
+        names = [cluster.get(item, f"item {item}") for item in scores]
+        _, index = np.unique(names, return_inverse=True)
+        units = bounds.units(values, np.ones(len(values)), index)
+        if len(units.sums) > 1 and units.variance > 0:
+            seeds = [seed, zlib.crc32(gate.id.encode())]
+            return bounds.bootstrap_mean([units], alpha, seeds, limit=gate.limit[1]), ""
+        return bounds.wilson_mean(units.sums / units.weights, alpha), ""
+    if gate.interval == "t":
+        return bounds.mean_t(values, alpha), ""
+    return bounds.wilson_mean(values, alpha), ""
+
+
+def _doubt(gate: GateSpec, judge: Sequence[Judgement], invalid: float) -> tuple[str, str] | None:
+    """Why these judgements cannot pass, with the next step; None when they may."""
+    if invalid > MAX_INVALID_CALLS:
+        return (
+            f"{invalid:.1%} of the judge's calls are invalid (allowed {MAX_INVALID_CALLS:.0%})",
+            "look at the invalid answers: a larger max_tokens or another judge",
+        )
+    if math.isnan(consistency(judge)):
+        return ("no item has a valid verdict in both orders", "use another judge")
+    named = any(row.fingerprint for row in judge)
+    needs = named if gate.require_calibration is None else gate.require_calibration
+    if needs and not all(row.calibrated for row in judge):
+        return (
+            "judge_uncalibrated: this judge was not shown to agree with people",
+            "label at least 100 pairs and name the file under the suite's judge.calibration",
+        )
+    return None
+
+
+def _percent(share: float) -> str:
+    return "n/a" if math.isnan(share) else f"{share:.0%}"
