@@ -1,0 +1,117 @@
+"""Section `register` of a recipe: where versions are kept, named and tracked."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat
+
+from trainyard.recipe.base import Frozen
+
+SecretRef = Annotated[str, Field(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$")]
+"""Where a secret is found, never the secret: `env:NAME` or `file:/run/secrets/name`."""
+
+
+class MlflowRegistry(Frozen):
+    """MLflow's tracking and model registry."""
+
+    kind: Literal["mlflow"] = "mlflow"
+
+    uri: str | None = None
+    """`https://...` of a team's server, or a database URL as `postgresql://...`. Absent: one sqlite
+    file in the home folder, with no server and no account."""
+
+    experiment: str | None = None
+    """MLflow experiment of the runs; absent: the recipe's name."""
+
+    token: SecretRef | None = None
+    """Bearer token of the server."""
+
+
+class WandbRegistry(Frozen):
+    """Weights & Biases: runs in `entity/project`, versions linked into a registry."""
+
+    kind: Literal["wandb"]
+
+    entity: str
+    """Team or user that owns the runs."""
+
+    project: str
+    """Project of the runs."""
+
+    registry: str = "model"
+    """Registry that versions are linked to, without the prefix `wandb-registry-`. It must exist."""
+
+    base_url: str = "https://api.wandb.ai"
+    """Address of the W&B server."""
+
+    api_key: SecretRef = "env:WANDB_API_KEY"
+    """Key of the account."""
+
+    connect_timeout_s: PositiveFloat = 30
+    """Seconds the server has to answer when a run opens."""
+
+    when_down: Literal["stop", "offline"] = "stop"
+    """A run whose server does not answer: `stop` ends the release; `offline` keeps its metrics on
+    disk and the next run that reaches the server sends them. Versions are registered online."""
+
+
+RegistrySpec = Annotated[MlflowRegistry | WandbRegistry, Field(discriminator="kind")]
+
+
+class FolderArchive(Frozen):
+    """A folder on this machine or on a shared disk."""
+
+    kind: Literal["file"] = "file"
+
+    url: Annotated[str, Field(pattern=r"^file://.+")] | None = None
+    """`file:///absolute/path`, or `file://relative/path` from the current directory. Absent: the
+    folder `archive` in the home folder."""
+
+
+class S3Archive(Frozen):
+    """A bucket of any server that speaks S3."""
+
+    kind: Literal["s3"]
+
+    url: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$")]
+    """`s3://bucket` or `s3://bucket/prefix`."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] = "https://s3.amazonaws.com"
+    """Address of the server."""
+
+    region: str = "us-east-1"
+    """Region that requests are signed for."""
+
+    access_key: SecretRef = "env:AWS_ACCESS_KEY_ID"
+    secret_key: SecretRef = "env:AWS_SECRET_ACCESS_KEY"
+
+    session_token: SecretRef | None = None
+    """Third part of temporary credentials."""
+
+    ca: str | None = None
+    """PEM file with the certificate authority of a server that public ones do not know."""
+
+    create_bucket: bool = False
+    """Create the bucket when it does not exist."""
+
+    part_mib: Annotated[int, Field(ge=5, le=1024)] = 16
+    """Larger files travel in parts of this size, in MiB. A file may have 10 000 parts."""
+
+    parallel: Annotated[int, Field(ge=1, le=32)] = 4
+    """Parts on their way at once; each holds `part_mib` of memory."""
+
+
+ArchiveSpec = Annotated[FolderArchive | S3Archive, Field(discriminator="kind")]
+
+
+class RegisterSpec(Frozen):
+    """Where a version that passed its gates is kept and named, and where its run is tracked."""
+
+    registry: RegistrySpec = MlflowRegistry()
+    """The source of truth for versions and aliases, and the tracker of the run."""
+
+    archive: ArchiveSpec = FolderArchive()
+    """Where the bytes of versions are kept."""
+
+    allow_dirty: bool = False
+    """Register a version whose working tree had changes that are in no commit. Its lineage then
+    holds the whole difference."""
