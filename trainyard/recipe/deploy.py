@@ -28,7 +28,7 @@ class Canary(Frozen):
     requests: PositiveInt = 300
     """Planned sample: a step that has seen so many canary answers without breach goes on."""
 
-    margin: PositiveFraction = 0.05
+    margin: PositiveFraction = 0.02
     """Rise of the failure rate (errors and bad answers) that ends a rollout. A step also goes on
     early when a rise of this size is excluded."""
 
@@ -99,3 +99,12 @@ class DeploySpec(Frozen):
 
     log_fraction: Fraction = 0
     """Share of the live requests that the gateway logs, redacted, for drift and the next data."""
+
+    @model_validator(mode="after")
+    def _lease_outlasts_looks(self) -> Self:
+        if isinstance(self.strategy, Canary) and self.lease_s < 2 * self.strategy.look_s:
+            raise ValueError(
+                f"lease_s ({self.lease_s:g}) must be at least twice look_s "
+                f"({self.strategy.look_s:g}): the lease is renewed once per look"
+            )
+        return self

@@ -279,7 +279,7 @@ def freeze(seconds: Sequence[float]) -> tuple[float, ...]:
 
 
 def _log_equal(canary: Sequence[Outcome], champion: Sequence[Outcome], margin: float) -> float:
-    """Gain of a bet on each pair: 1 + l * (margin - difference), fair when the difference is margin.
+    """Gain of a bet on each pair, 1 + l * (margin - difference), fair at a difference of margin.
 
     Waudby-Smith & Ramdas 2024, with a constant bet of 0.8 of the largest admissible one.
     """

@@ -1,0 +1,288 @@
+"""Rollouts on this machine, with real processes: stub engines behind the real gateway."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from trainyard import process, rollout
+from trainyard.errors import InputError, NotFound, Refused
+from trainyard.recipe.deploy import AllAtOnce, Canary, DeploySpec
+from trainyard.rollout.local import LocalTarget
+from trainyard.rollout.target import ServedVersion
+
+QUICK = Canary(steps=(20, 50), min_requests=8, requests=12, margin=0.1, look_s=0.4)
+SPEC = DeploySpec(port=0, strategy=QUICK, soak_s=0.5, lease_s=2, ready_timeout_s=20)
+REPLAY = [{"messages": [{"role": "user", "content": f"question {i}"}]} for i in range(20)]
+
+
+def stub(version: ServedVersion, port: int) -> list[str]:
+    behaviour = version.adapter / "behaviour.json"
+    program = [sys.executable, "-m", "bench.stub_engine", str(port), "--model", version.model]
+    return [*program, "--behaviour", str(behaviour)]
+
+
+def version(folder: Path, digest: str, **behaviour: Any) -> ServedVersion:
+    adapter = folder / digest
+    adapter.mkdir()
+    (adapter / "behaviour.json").write_text(json.dumps(behaviour))
+    return ServedVersion(name="m", digest=digest * 8, adapter=adapter, base=folder)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[LocalTarget]:
+    found = LocalTarget(SPEC, "m", tmp_path / "home", command=stub)
+    yield found
+    found.down()
+
+
+@pytest.fixture
+def champion(target: LocalTarget, tmp_path: Path) -> ServedVersion:
+    served = version(tmp_path, "aaaaaaaa")
+    assert rollout.run(target, served, spec=SPEC).promoted
+    return served
+
+
+def ask(target: LocalTarget, **headers: str) -> httpx.Response:
+    return httpx.post(
+        f"{target.endpoint()}/v1/chat/completions",
+        json={"model": "m", "messages": [{"role": "user", "content": "hi"}]},
+        headers=headers,
+        timeout=10,
+    )
+
+
+def serving(target: LocalTarget) -> str:
+    return ask(target).headers["x-trainyard-version"]
+
+
+def test_the_first_version_gets_everything_once_it_is_ready(
+    target: LocalTarget, champion: ServedVersion
+) -> None:
+    assert serving(target) == champion.digest
+    assert target.engine("green") is None
+
+
+def test_a_good_second_version_is_promoted_step_by_step_without_users(
+    target: LocalTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    done = rollout.run(target, version(tmp_path, "bbbbbbbb"), spec=SPEC, replay=REPLAY)
+    assert [r.step for r in done.state.done] == ["start", "20 %", "50 %", "100 %", "soak"]
+    assert done.promoted
+    assert done.state.done[1].canary.requests >= QUICK.min_requests
+    assert serving(target) == "bbbbbbbb" * 8
+    assert target.engine("blue") is None, "the former champion is stopped after the soak"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "metric"),
+    [
+        ({"fail": 0.7}, "failed"),
+        ({"answer": ""}, "failed"),
+        ({"crash_after": 6}, "crash"),
+        ({"delay_s": 0.3}, "slower"),
+    ],
+    ids=["errors", "empty answers", "crash", "slow"],
+)
+def test_a_bad_version_is_aborted_and_users_never_notice(
+    target: LocalTarget,
+    champion: ServedVersion,
+    tmp_path: Path,
+    behaviour: dict[str, Any],
+    metric: str,
+) -> None:
+    strategy = QUICK.model_copy(update={"min_requests": 60, "requests": 100})
+    spec = SPEC.model_copy(update={"strategy": strategy})
+    codes: list[int] = []
+    stop = threading.Event()
+
+    def user() -> None:
+        while not stop.wait(0.02):
+            codes.append(ask(target).status_code)
+
+    thread = threading.Thread(target=user)
+    thread.start()
+    try:
+        done = rollout.run(
+            target, version(tmp_path, "cccccccc", **behaviour), spec=spec, replay=REPLAY
+        )
+    finally:
+        stop.set()
+        thread.join()
+    assert done.state.phase == "aborted", done.state.reason
+    assert metric in f"{done.state.done[-1].metric} {done.state.reason}"
+    assert serving(target) == champion.digest
+    assert set(codes) == {200}
+    assert target.engine("green") is None
+
+
+def test_an_engine_that_never_becomes_ready_is_given_up(
+    target: LocalTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    spec = SPEC.model_copy(update={"ready_timeout_s": 1.5})
+    done = rollout.run(target, version(tmp_path, "dddddddd", never_ready=True), spec=spec)
+    assert done.state.phase == "aborted"
+    assert "not ready within 1.5 s: /health answers 503" in done.state.reason
+    assert serving(target) == champion.digest
+
+
+def test_without_users_and_without_prompts_there_is_no_evidence_and_no_promotion(
+    target: LocalTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    strategy = QUICK.model_copy(update={"step_timeout_s": 1.0})
+    spec = SPEC.model_copy(update={"strategy": strategy})
+    done = rollout.run(target, version(tmp_path, "eeeeeeee"), spec=spec)
+    assert done.state.phase == "aborted"
+    assert "not enough evidence within 1 s: 0 canary answers of at least 8" in done.state.reason
+
+
+def test_the_champion_again_is_nothing_to_do(target: LocalTarget, champion: ServedVersion) -> None:
+    done = rollout.run(target, champion, spec=SPEC)
+    assert done.promoted
+    assert [r.decision for r in done.state.done] == ["already"]
+
+
+def test_a_dead_champion_is_brought_up_again(target: LocalTarget, champion: ServedVersion) -> None:
+    engine = target.engine("blue")
+    assert engine is not None
+    process.stop(engine.process)
+    assert rollout.run(target, champion, spec=SPEC).promoted
+    assert serving(target) == champion.digest
+
+
+def test_rollback_in_the_soak_is_one_weight_change(
+    target: LocalTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    spec = SPEC.model_copy(update={"soak_s": 30.0, "strategy": AllAtOnce()})
+    rolling = rollout.begin(target, version(tmp_path, "bbbbbbbb"), spec=spec)
+    rolling.step()
+    rolling.step()
+    assert serving(target) == "bbbbbbbb" * 8
+    found = rollout.rollback(target, "a person said so")
+    assert found.warm
+    assert serving(target) == champion.digest
+    assert rolling.step().decision == "roll_back"
+    assert rolling.state.phase == "rolled_back"
+    assert serving(target) == champion.digest
+    assert target.engine("green") is None
+
+
+def test_rollback_after_the_soak_starts_the_former_champion_again(
+    target: LocalTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    spec = SPEC.model_copy(update={"soak_s": 0.0, "strategy": AllAtOnce()})
+    assert rollout.run(target, version(tmp_path, "bbbbbbbb"), spec=spec).promoted
+    found = rollout.rollback(target, "complaints")
+    assert not found.warm
+    assert serving(target) == champion.digest
+    with pytest.raises(NotFound, match="no former champion"):
+        rollout.rollback(target, "again")
+
+
+def test_what_went_down_comes_up_from_its_record(
+    target: LocalTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    assert rollout.down(tmp_path / "home") == ["m"]
+    assert [s.ready for s in rollout.status(tmp_path / "home")] == [False]
+    rollout.up(target)
+    assert serving(target) == champion.digest
+    assert [s.ready for s in rollout.status(tmp_path / "home")] == [True]
+
+
+def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        spec = SPEC.model_copy(update={"port": port})
+        busy = LocalTarget(spec, "m", tmp_path / "home", command=stub)
+        with pytest.raises(InputError, match=f"cannot listen on 127.0.0.1:{port}"):
+            rollout.run(busy, version(tmp_path, "aaaaaaaa"), spec=spec)
+
+
+CONTROLLER = """
+import sys
+from pathlib import Path
+from tests.services.rollout.test_local import SPEC, REPLAY, QUICK, stub
+from trainyard import rollout
+from trainyard.rollout.local import LocalTarget
+from trainyard.rollout.target import ServedVersion
+version = ServedVersion.model_validate_json(sys.argv[2])
+target = LocalTarget(SPEC, "m", Path(sys.argv[1]), command=stub)
+strategy = QUICK.model_copy(update={"min_requests": 5000, "requests": 5000})
+rollout.run(target, version, spec=SPEC.model_copy(update={"strategy": strategy}), replay=REPLAY)
+"""
+
+
+def controller(home: Path, served: ServedVersion) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", CONTROLLER, str(home), served.model_dump_json()],
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def until(condition: Any, seconds: float = 15) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_a_killed_controller_leaves_the_champion_and_can_be_taken_up(
+    target: LocalTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    candidate = version(tmp_path, "bbbbbbbb")
+    child = controller(tmp_path / "home", candidate)
+    try:
+        until(lambda: (target.folder / "looks.jsonl").exists())
+        with pytest.raises(Refused, match="another process controls"):
+            rollout.begin(target, version(tmp_path, "cccccccc"), spec=SPEC)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    time.sleep(SPEC.lease_s + 0.2)
+    forced = [ask(target).headers["x-trainyard-variant"] for _ in range(30)]
+    assert set(forced) == {"champion"}, "the lease has run out"
+    again = rollout.begin(target, candidate, spec=SPEC, replay=REPLAY)
+    assert again.next_step == "20 %", "the finished start is not repeated"
+    while again.next_step:
+        again.step()
+    assert again.promoted
+    assert serving(target) == candidate.digest
+
+
+def test_a_rollout_left_behind_gives_way_to_the_next_version(
+    target: LocalTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    child = controller(tmp_path / "home", version(tmp_path, "bbbbbbbb"))
+    until(lambda: (target.folder / "looks.jsonl").exists())
+    engine = target.engine("green")
+    assert engine is not None
+    child.kill()
+    child.wait()
+    done = rollout.run(target, version(tmp_path, "cccccccc"), spec=SPEC, replay=REPLAY)
+    assert done.promoted
+    assert not psutil.pid_exists(engine.process.pid)
+
+
+def test_a_gateway_that_dies_in_mid_rollout_is_started_again(
+    target: LocalTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    rolling = rollout.begin(target, version(tmp_path, "bbbbbbbb"), spec=SPEC, replay=REPLAY)
+    rolling.step()
+    rolling.step()
+    gateway = target.ensure_gateway()
+    os.kill(gateway.process.pid, signal.SIGKILL)
+    while rolling.next_step:
+        rolling.step()
+    assert rolling.promoted
+    assert serving(target) == "bbbbbbbb" * 8

@@ -1,0 +1,171 @@
+"""Looks at the evidence: the gateway's records become outcomes, blocks and a verdict."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from trainyard.recipe.deploy import Canary
+from trainyard.rollout import verdict
+from trainyard.rollout.replay import CONCURRENCY, Replay
+from trainyard.rollout.state import Arm, State
+from trainyard.rollout.target import Target
+from trainyard.rollout.verdict import Evidence, Outcome, Rules, Verdict
+
+_NOT_READY_LOOKS = 3
+
+
+class Look(NamedTuple):
+    verdict: Verdict
+    evidence: Evidence
+    boot: str
+    cursor: int
+
+
+def rules(strategy: Canary) -> Rules:
+    return Rules(
+        min_requests=strategy.min_requests,
+        requests=strategy.requests,
+        margin=strategy.margin,
+        alpha=strategy.alpha,
+        latency_tolerance=strategy.latency_tolerance,
+    )
+
+
+def read(target: Target, boot: str, cursor: int) -> tuple[str, int, list[dict[str, Any]]]:
+    """Read all records from `cursor` on; a restarted gateway is read from its beginning."""
+    records: list[dict[str, Any]] = []
+    while True:
+        found = target.observe(cursor)
+        if found.boot != boot:
+            restarted, boot = bool(boot), found.boot
+            if restarted and cursor:
+                cursor = 0
+                continue
+        records += found.records
+        if found.next == cursor or not found.records:
+            return boot, found.next, records
+        cursor = found.next
+
+
+def outcome(record: dict[str, Any], canary: str) -> Outcome:
+    return Outcome(
+        canary=record["digest"] == canary,
+        failed=not record["ok"],
+        seconds=record["seconds"],
+        flags=tuple(record["flags"]),
+        source=record["source"],
+        request_id=record["request_id"],
+    )
+
+
+def blocks(
+    records: Sequence[dict[str, Any]], digest: str, look_s: float
+) -> Iterator[list[Outcome]]:
+    """One version's live answers, in blocks of `look_s` seconds, oldest first."""
+    block: list[Outcome] = []
+    end: float | None = None
+    for record in records:
+        if record["digest"] != digest or record["source"] != "live":
+            continue
+        if end is None or record["at"] >= end:
+            if block:
+                yield block
+            block, end = [], record["at"] + look_s
+        block.append(outcome(record, ""))
+    if block:
+        yield block
+
+
+def arm(outcomes: Sequence[Outcome]) -> Arm:
+    seconds = sorted(o.seconds for o in outcomes if not o.failed)
+    return Arm(
+        requests=len(outcomes),
+        errors=sum(o.failed for o in outcomes),
+        flagged=sum(bool(o.flags) for o in outcomes),
+        p50_s=seconds[len(seconds) // 2] if seconds else None,
+        p95_s=seconds[min(len(seconds) - 1, int(0.95 * len(seconds)))] if seconds else None,
+    )
+
+
+class Watch:
+    """One step's view of the traffic."""
+
+    def __init__(self, target: Target, state: State, strategy: Canary, replay: Replay) -> None:
+        assert state.champion is not None
+        self._target = target
+        self._strategy = strategy
+        self._replay = replay if strategy.replay else Replay(())
+        self._slot = state.candidate.slot
+        self._digests = (state.candidate.version.digest, state.champion.version.digest)
+        self._evidence, self._boot, self._cursor = state.evidence, state.boot, state.cursor
+        self._seen: list[Outcome] = []
+        self._began = time.monotonic()
+        self._not_ready = 0
+        self.replayed = 0
+
+    def look(self) -> Look:
+        self._boot, self._cursor, records = read(self._target, self._boot, self._cursor)
+        fresh = [
+            outcome(record, self._digests[0])
+            for record in records
+            if record["digest"] in self._digests and record["source"] != "forced"
+        ]
+        self._seen += fresh
+        given = rules(self._strategy)
+        self._evidence = verdict.take(self._evidence, fresh, given)
+        canary = sum(o.canary for o in self._seen)
+        found = self._guard() or verdict.judge(self._evidence, given, canary)
+        return Look(found, self._evidence, self._boot, self._cursor)
+
+    def _guard(self) -> Verdict | None:
+        state = self._target.ready(self._slot)
+        if not state.alive:
+            return Verdict(decision="abort", reason=state.why, metric="crash")
+        self._not_ready = 0 if state.ready else self._not_ready + 1
+        if self._not_ready >= _NOT_READY_LOOKS:
+            reason = f"not ready at {self._not_ready} looks in a row: {state.why}"
+            return Verdict(decision="abort", reason=reason, metric="not ready")
+        return None
+
+    def arms(self) -> dict[str, Arm]:
+        return {
+            "canary": arm([o for o in self._seen if o.canary]),
+            "champion": arm([o for o in self._seen if not o.canary]),
+        }
+
+    def feed(self) -> None:
+        """Let time pass until the next look, with replayed prompts where users send too few."""
+        end = time.monotonic() + self._strategy.look_s
+        missing = self._strategy.requests - sum(o.canary for o in self._seen)
+        if not (self._replay and self._too_few()):
+            time.sleep(self._strategy.look_s)
+            return
+        endpoint, headers = self._target.endpoint(), self._target.replay_headers()
+        while time.monotonic() < end and missing > 0:
+            pairs = min(CONCURRENCY, missing)
+            self.replayed += self._replay.pairs(endpoint, self._target.name, headers, pairs)
+            missing -= pairs
+
+    def _too_few(self) -> bool:
+        """Whether, at the rate seen, users would not bring the least evidence in time."""
+        live = sum(o.canary and o.source == "live" for o in self._seen)
+        elapsed = max(time.monotonic() - self._began, 1e-3)
+        expected = live / elapsed * self._strategy.step_timeout_s
+        return expected < 2 * self._strategy.min_requests
+
+
+def note(folder: Path, state: State, arms: dict[str, Arm], found: Verdict) -> None:
+    """Append one look to looks.jsonl, for reports."""
+    row = {
+        "at": time.time(),
+        "rollout": state.id,
+        "weight": state.weight,
+        "e_value": found.e_value,
+        "decision": found.decision,
+        "reason": found.reason,
+        **{name: value.model_dump() for name, value in arms.items()},
+    }
+    with (folder / "looks.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")

@@ -1,0 +1,51 @@
+"""Held-out prompts sent through the gateway to both variants, when users send too few."""
+
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+CONCURRENCY = 4
+
+
+class Replay:
+    """Goes round `requests` (bodies of chat completions, without `model`) for ever."""
+
+    def __init__(self, requests: Sequence[Mapping[str, Any]]) -> None:
+        self._requests = requests
+        self._at = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._requests)
+
+    def pairs(self, endpoint: str, model: str, headers: Mapping[str, str], count: int) -> int:
+        """Ask both variants `count` prompts each, in random order; returns the requests sent.
+
+        What came of them is read from the gateway's records; here a failure is no error.
+        """
+        jobs = []
+        for _ in range(count):
+            body = {**self._requests[self._at % len(self._requests)], "model": model}
+            self._at += 1
+            arms = ["champion", "canary"]
+            random.shuffle(arms)
+            jobs += [(body, arm) for arm in arms]
+
+        with httpx.Client(
+            base_url=endpoint, headers=dict(headers), timeout=120, trust_env=False
+        ) as client:
+
+            def ask(job: tuple[Mapping[str, Any], str]) -> None:
+                body, arm = job
+                try:
+                    client.post(
+                        "/v1/chat/completions", json=body, headers={"x-trainyard-variant": arm}
+                    )
+                except httpx.HTTPError:
+                    return
+
+            with ThreadPoolExecutor(CONCURRENCY) as pool:
+                list(pool.map(ask, jobs))
+        return len(jobs)

@@ -1,0 +1,149 @@
+"""What a rollout knows, on disk before each action, so that a killed one can be taken up again."""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from trainyard import files
+from trainyard.errors import NotFound, Refused
+from trainyard.recipe.base import Frozen
+from trainyard.rollout.target import ServedVersion, Slot
+from trainyard.rollout.verdict import Evidence
+
+Phase = Literal["running", "promoting", "soaking", "done", "aborted", "rolled_back"]
+ACTIVE: tuple[Phase, ...] = ("running", "promoting", "soaking")
+
+Decision = Literal["go_on", "promoted", "abort", "roll_back", "already"]
+
+
+class Arm(Frozen):
+    """What one variant did within one step."""
+
+    requests: int = 0
+    errors: int = 0
+    flagged: int = 0
+    p50_s: float | None = None
+    p95_s: float | None = None
+
+
+class StepRecord(Frozen):
+    """How one step went; a flow shows it as one task."""
+
+    step: str
+    weight: float
+    """Percent of the live traffic that the candidate had."""
+
+    decision: Decision
+    reason: str
+    seconds: float
+    canary: Arm = Arm()
+    champion: Arm = Arm()
+    e_value: float = 1.0
+    metric: str | None = None
+    samples: tuple[str, ...] = ()
+    replayed: int = 0
+
+
+class Placed(Frozen):
+    version: ServedVersion
+    slot: Slot
+
+
+class Deployment(Frozen):
+    """Who is champion, and who was before: what a rollback needs to know."""
+
+    champion: Placed
+    previous: Placed | None = None
+    since: float
+    """Unix time."""
+
+
+class State(Frozen):
+    id: str
+    phase: Phase
+    plan: tuple[str, ...]
+    candidate: Placed
+    champion: Placed | None
+    """Champion when the rollout began; None for the first version."""
+
+    salt: str
+    started_at: float
+    done: tuple[StepRecord, ...] = ()
+    weight: float = 0
+    evidence: Evidence = Evidence()
+    boot: str = ""
+    cursor: int = 0
+    """Records of the gateway's run `boot` below this number are in the evidence."""
+
+    reason: str = ""
+
+
+class Store:
+    """The files of one model's rollouts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def state(self) -> State | None:
+        path = self.folder / "rollout.json"
+        return State.model_validate(files.read_json(path)) if path.exists() else None
+
+    def save(self, state: State) -> State:
+        files.write_json(self.folder / "rollout.json", state.model_dump(mode="json"))
+        return state
+
+    def deployment(self) -> Deployment | None:
+        path = self.folder / "deployment.json"
+        return Deployment.model_validate(files.read_json(path)) if path.exists() else None
+
+    def deploy(self, champion: Placed, previous: Placed | None) -> None:
+        found = Deployment(champion=champion, previous=previous, since=time.time())
+        files.write_json(self.folder / "deployment.json", found.model_dump(mode="json"))
+
+    def command(self, verb: str, why: str) -> None:
+        files.write_json(self.folder / "command.json", {"verb": verb, "why": why})
+
+    def read_command(self) -> tuple[str, str] | None:
+        path = self.folder / "command.json"
+        if not path.exists():
+            return None
+        found: dict[str, Any] = files.read_json(path)
+        return str(found["verb"]), str(found["why"])
+
+    def forget_command(self) -> None:
+        (self.folder / "command.json").unlink(missing_ok=True)
+
+
+_locks: dict[Path, FileLock] = {}
+
+
+def lock(folder: Path) -> None:
+    """Make this process the only controller of the model's rollouts; again is harmless.
+
+    The lock ends with the process, however it ends. Raises Refused while another one holds it.
+    """
+    if folder in _locks:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    found = FileLock(folder / "controller.lock", thread_local=False)
+    try:
+        found.acquire(timeout=0)
+    except Timeout:
+        raise Refused(
+            f"another process controls the rollout in {folder}; wait for it, or stop it"
+        ) from None
+    _locks[folder] = found
+
+
+def unlock(folder: Path) -> None:
+    found = _locks.pop(folder, None)
+    if found is not None:
+        found.release()
+
+
+def required(state: State | None, folder: Path) -> State:
+    if state is None:
+        raise NotFound(f"no rollout was begun in {folder}")
+    return state

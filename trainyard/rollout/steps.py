@@ -1,0 +1,352 @@
+"""The state machine of a rollout: one step at a time, the same on every target.
+
+The state is on disk before each action. A controller that dies leaves the champion with all traffic
+once its lease runs out; whoever begins the same rollout again goes on where it stopped.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainyard.errors import Refused
+from trainyard.recipe.deploy import Canary, DeploySpec
+from trainyard.rollout import looks, soak, verdict
+from trainyard.rollout.looks import Watch
+from trainyard.rollout.replay import Replay
+from trainyard.rollout.state import ACTIVE, Placed, State, StepRecord, Store, lock, required, unlock
+from trainyard.rollout.target import ServedVersion, Slot, Target
+from trainyard.rollout.verdict import Evidence
+
+logger = logging.getLogger(__name__)
+
+START, PROMOTE, SOAK = "start", "100 %", "soak"
+
+
+class Aborted(Exception):
+    """Ends a step from within; never leaves this module."""
+
+
+class Rollout:
+    """A rollout that this process controls."""
+
+    def __init__(
+        self, target: Target, spec: DeploySpec, state: State, replay: Sequence[Mapping[str, Any]]
+    ) -> None:
+        self.target = target
+        self.state = state
+        self._spec = spec
+        self._store = Store(target.folder)
+        self._replay = Replay(replay)
+
+    @property
+    def plan(self) -> tuple[str, ...]:
+        return self.state.plan
+
+    @property
+    def next_step(self) -> str | None:
+        """Name of the step that `step` would run; None when the rollout has ended."""
+        if self.state.phase not in ACTIVE or len(self.state.done) >= len(self.plan):
+            return None
+        return self.plan[len(self.state.done)]
+
+    @property
+    def promoted(self) -> bool:
+        return self.state.phase == "done"
+
+    def _save(self, **changes: Any) -> None:
+        self.state = self._store.save(self.state.model_copy(update=changes))
+
+    def step(self) -> StepRecord:
+        """Run the next step to its decision. Any interruption gives the champion all traffic."""
+        name = self.next_step
+        if name is None:
+            raise Refused(f"rollout {self.state.id} has ended: {self.state.phase}")
+        lock(self.target.folder)
+        began = time.monotonic()
+        try:
+            record = self._run(name, began)
+        except BaseException as error:
+            self._end(f"interrupted: {type(error).__name__} {error}")
+            raise
+        logger.info("%s: %s, %s", name, record.decision, record.reason)
+        self._save(done=(*self.state.done, record))
+        if record.decision in ("abort", "roll_back"):
+            self._end(record.reason)
+        elif self.next_step is None:
+            self._finish()
+        return record
+
+    def _run(self, name: str, began: float) -> StepRecord:
+        try:
+            match name:
+                case "start":
+                    return self._start(began)
+                case "100 %":
+                    return self._promote(began)
+                case "soak":
+                    return self._soak(began)
+                case _:
+                    return self._canary(name, began)
+        except Aborted as end:
+            decision = "roll_back" if self.state.phase == "soaking" else "abort"
+            return self._record(name, began, decision, str(end))
+
+    def _record(
+        self, name: str, began: float, decision: str, reason: str, **rest: Any
+    ) -> StepRecord:
+        return StepRecord.model_validate(
+            {
+                "step": name,
+                "weight": self.state.weight,
+                "decision": decision,
+                "reason": reason,
+                "seconds": time.monotonic() - began,
+                **rest,
+            }
+        )
+
+    # the steps
+
+    def _start(self, began: float) -> StepRecord:
+        champion, candidate = self.state.champion, self.state.candidate
+        if champion is not None and not self.target.ready(champion.slot).ready:
+            self._bring_up(champion)
+            self.target.set_weights({champion.slot: 100}, champion.slot)
+        self._bring_up(candidate)
+        if champion is not None:
+            self._save(evidence=self._history(champion))
+        reason = f"{candidate.version.model} is ready in {candidate.slot}"
+        return self._record(START, began, "go_on", reason)
+
+    def _bring_up(self, placed: Placed) -> None:
+        self.target.start(placed.version, placed.slot)
+        end = time.monotonic() + self._spec.ready_timeout_s
+        while True:
+            found = self.target.ready(placed.slot)
+            if found.ready:
+                return
+            if not found.alive:
+                raise Aborted(f"{placed.version.model} in {placed.slot}: {found.why}")
+            if time.monotonic() > end:
+                raise Aborted(
+                    f"{placed.version.model} was not ready within "
+                    f"{self._spec.ready_timeout_s:g} s: {found.why}"
+                )
+            self._obey()
+            time.sleep(0.2)
+
+    def _history(self, champion: Placed) -> Evidence:
+        """What the gateway still knows of the champion alone, in blocks of one look."""
+        strategy = self._strategy()
+        if strategy is None:
+            return Evidence()
+        boot, cursor, records = looks.read(self.target, "", 0)
+        self._save(boot=boot, cursor=cursor)
+        evidence = Evidence()
+        for block in looks.blocks(records, champion.version.digest, strategy.look_s):
+            evidence = verdict.learn(evidence, block, looks.rules(strategy))
+        return evidence
+
+    def _strategy(self) -> Canary | None:
+        return self._spec.strategy if isinstance(self._spec.strategy, Canary) else None
+
+    def _canary(self, name: str, began: float) -> StepRecord:
+        strategy, champion = self._strategy(), self.state.champion
+        assert strategy is not None
+        assert champion is not None
+        weight = float(name.removesuffix(" %"))
+        self._save(weight=weight)
+        self._weigh()
+        watch = Watch(self.target, self.state, strategy, self._replay)
+        while True:
+            self._obey()
+            if self.target.renew(self._spec.lease_s) < weight:
+                self._weigh()
+            looked = watch.look()
+            self._save(evidence=looked.evidence, boot=looked.boot, cursor=looked.cursor)
+            looks.note(self.target.folder, self.state, watch.arms(), looked.verdict)
+            if looked.verdict.decision != "wait":
+                found = looked.verdict
+                return self._record(
+                    name,
+                    began,
+                    found.decision,
+                    found.reason,
+                    e_value=found.e_value,
+                    metric=found.metric,
+                    samples=found.samples,
+                    replayed=watch.replayed,
+                    **watch.arms(),
+                )
+            if time.monotonic() - began > strategy.step_timeout_s:
+                raise Aborted(
+                    f"not enough evidence within {strategy.step_timeout_s:g} s: "
+                    f"{looked.verdict.reason}"
+                )
+            watch.feed()
+
+    def _weigh(self) -> None:
+        champion, candidate = self.state.champion, self.state.candidate
+        assert champion is not None
+        weights: dict[Slot, float] = {
+            candidate.slot: self.state.weight,
+            champion.slot: 100 - self.state.weight,
+        }
+        self.target.set_weights(
+            weights, champion.slot, lease_s=self._spec.lease_s, salt=self.state.salt
+        )
+
+    def _promote(self, began: float) -> StepRecord:
+        candidate, champion = self.state.candidate, self.state.champion
+        self._save(phase="promoting", weight=100.0)
+        self.target.set_weights({candidate.slot: 100}, candidate.slot)
+        self._store.deploy(candidate, champion or self._still_previous())
+        reason = f"{candidate.version.model} is champion"
+        return self._record(PROMOTE, began, "promoted", reason)
+
+    def _still_previous(self) -> Placed | None:
+        """Return who was before the champion that is only brought up again."""
+        found = self._store.deployment()
+        if found is None or found.champion.version.digest != self.state.candidate.version.digest:
+            return None
+        return found.previous
+
+    def _soak(self, began: float) -> StepRecord:
+        """Keep the former champion warm, and take it back if the new one does worse alone."""
+        self._save(phase="soaking")
+        watch = soak.Soak(self.target, self.state, self._spec)
+        end = time.monotonic() + self._spec.soak_s
+        while True:
+            self._obey()
+            why = watch.breach()
+            if why is not None:
+                raise Aborted(why)
+            if time.monotonic() >= end:
+                return self._record(SOAK, began, "go_on", watch.summary(), champion=watch.arm())
+            time.sleep(min(watch.look_s, max(0.0, end - time.monotonic())))
+
+    # the ends
+
+    def _obey(self) -> None:
+        """Do what a person asked for by `rollout.command`."""
+        while (found := self._store.read_command()) is not None:
+            verb, why = found
+            if verb == "abort":
+                self._store.forget_command()
+                raise Aborted(f"asked for: {why}")
+            if verb != "pause":
+                self._store.forget_command()
+                return
+            # paused: keep what the canary has, gather nothing, wait for another word
+            if self.state.weight and self.state.phase == "running":
+                self.target.renew(self._spec.lease_s)
+            time.sleep(min(1.0, self._spec.lease_s / 4))
+
+    def _end(self, why: str) -> None:
+        """Give the champion everything in one change, and only then stop the candidate."""
+        soaking = self.state.phase in ("promoting", "soaking")
+        champion, candidate = self.state.champion, self.state.candidate
+        self._save(phase="rolled_back" if soaking else "aborted", reason=why, weight=0.0)
+        give_back(self.target, champion, candidate)
+        if soaking and champion is not None:
+            self._store.deploy(champion, None)
+        unlock(self.target.folder)
+
+    def _finish(self) -> None:
+        champion, candidate = self.state.champion, self.state.candidate
+        self._save(phase="done", reason=self.state.done[-1].reason if self.state.done else "")
+        if champion is not None and champion.slot != candidate.slot:
+            self.target.stop(champion.slot)
+        unlock(self.target.folder)
+
+    def abort(self, why: str) -> None:
+        """Give the champion all traffic and stop the candidate."""
+        if self.state.phase in ACTIVE:
+            self._end(why)
+
+
+def give_back(target: Target, champion: Placed | None, candidate: Placed) -> None:
+    if champion is not None:
+        target.set_weights({champion.slot: 100}, champion.slot)
+    if champion is None or champion.slot != candidate.slot:
+        target.stop(candidate.slot)
+
+
+def begin(
+    target: Target,
+    served: ServedVersion,
+    *,
+    spec: DeploySpec,
+    replay: Sequence[Mapping[str, Any]] = (),
+) -> Rollout:
+    """Become the controller of a rollout of `served`; take up the same one if it was cut short.
+
+    A rollout of another version that its controller left behind is aborted first. Raises Refused
+    while another process controls one. `replay` are bodies of chat completions, without `model`.
+    """
+    lock(target.folder)
+    store = Store(target.folder)
+    old = store.state()
+    if old is not None and old.phase in ACTIVE:
+        if old.candidate.version == served:
+            logger.info("taking up rollout %s after %s", old.id, [r.step for r in old.done])
+            return Rollout(target, spec, old, replay)
+        Rollout(target, spec, old, replay).abort(f"left behind, then {served.model} came")
+        lock(target.folder)
+    store.forget_command()
+    state = store.save(_first_state(target, store, served, spec))
+    rollout = Rollout(target, spec, state, replay)
+    if state.phase == "done":
+        unlock(target.folder)
+    return rollout
+
+
+def _first_state(target: Target, store: Store, served: ServedVersion, spec: DeploySpec) -> State:
+    deployment = store.deployment()
+    champion = deployment.champion if deployment is not None else None
+    plan: tuple[str, ...] = (START, PROMOTE)
+    slot: Slot = "blue"
+    done: tuple[StepRecord, ...] = ()
+    if champion is not None and champion.version.digest == served.digest:
+        # nothing to compare with: it serves, or it is brought up again
+        slot, champion, plan = champion.slot, None, (START, PROMOTE)
+        if is_serving(target, slot):
+            reason = f"{served.model} is champion already"
+            done = (
+                StepRecord(step=START, weight=100, decision="already", reason=reason, seconds=0),
+            )
+            plan = (START,)
+    elif champion is not None:
+        slot = "green" if champion.slot == "blue" else "blue"
+        strategy = spec.strategy
+        weights = [f"{w:g} %" for w in strategy.steps] if isinstance(strategy, Canary) else []
+        plan = (START, *weights, PROMOTE, *((SOAK,) if spec.soak_s else ()))
+    return State(
+        id=secrets.token_hex(4),
+        phase="done" if done else "running",
+        plan=plan,
+        candidate=Placed(version=served, slot=slot),
+        champion=champion,
+        salt=secrets.token_hex(8),
+        started_at=time.time(),
+        done=done,
+        reason=done[0].reason if done else "",
+    )
+
+
+def is_serving(target: Target, slot: Slot) -> bool:
+    if not target.ready(slot).ready:
+        return False
+    try:
+        target.endpoint()
+    except LookupError:
+        return False
+    return True
+
+
+def taken_up(target: Target, spec: DeploySpec, replay: Sequence[Mapping[str, Any]] = ()) -> Rollout:
+    """Return the rollout whose state is on disk, for a step that runs in another process."""
+    state = required(Store(target.folder).state(), target.folder)
+    return Rollout(target, spec, state, replay)
