@@ -1,0 +1,55 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainyard import registry, version
+from trainyard.recipe.register import MlflowRegistry
+from trainyard.registry import Registry, VersionRecord
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making one takes seconds, copying it none."""
+    home = tmp_path_factory.mktemp("migrated")
+    registry.open_registry(MlflowRegistry(), home)
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path: Path, migrated: Path) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir()
+    shutil.copy(migrated, folder / "mlflow.db")
+    return folder
+
+
+Release = Callable[..., VersionRecord]
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Release:
+    """Make a version out of `weights` and register it."""
+
+    def make(registry: Registry, weights: str, **facts: str) -> VersionRecord:
+        adapter = tmp_path / f"adapter-{weights}"
+        adapter.mkdir(exist_ok=True)
+        (adapter / "adapter_model.safetensors").write_text(weights * 100)
+        digest = version.digest_of(adapter)
+        made = version.assemble(tmp_path / "versions", "support", digest, adapter, {})
+        record = VersionRecord(
+            name="support",
+            digest=digest,
+            url=f"file:///archive/{made.key}",
+            manifest_sha256="1" * 64,
+            run_id=facts.get("run_id", f"run-{weights}"),
+            commit=facts.get("commit", f"{weights:0<40}"),
+            created="2026-11-20T10:00:00+00:00",
+            verdict="PASS",
+            scores={"tickets/exact_match": 0.94},
+        )
+        registry.register(record, made.folder)
+        return record
+
+    return make
