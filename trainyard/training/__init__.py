@@ -1,0 +1,1 @@
+"""Training is a program of its own behind a folder: see `job` for the contract."""

@@ -1,0 +1,164 @@
+"""What must hold before time is spent on a training; a failed check names itself."""
+
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
+
+from trainyard.data.template import Template
+from trainyard.training.job import JobFile
+from trainyard.training.rows import IGNORED
+
+TOLERANCE = 0.01
+"""Relative difference allowed between two ways to compute the same gradient norm."""
+
+
+class Failed(RuntimeError):
+    """A self-check failed; its text says which one and with which values."""
+
+
+def all_checks(
+    trainer: Any, file: JobFile, template: Template, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Run every check; return what was measured. Weights, gradients and RNG stay as they were."""
+    rows_are_trained(rows)
+    turns_end(rows, template, trainer.data_collator)
+    found: dict[str, Any] = {"quantised_layers": quantised(trainer.model, file)}
+    with undisturbed(trainer.model):
+        batch = trainer.data_collator(sorted(rows, key=lambda row: len(row["input_ids"]))[:8])
+        found["accumulation"] = accumulation(trainer, batch)
+        if found["quantised_layers"]:
+            found["gradient_after_eval"] = gradient_after_eval(trainer, batch)
+    found["saved_tensors"] = save_and_load(trainer.model)
+    return found
+
+
+def rows_are_trained(rows: list[dict[str, Any]]) -> None:
+    empty = [row["id"] for row in rows if all(label == IGNORED for label in row["labels"][1:])]
+    if empty:
+        raise Failed(
+            f"trained tokens: {len(empty)} of {len(rows)} rows have none, first {empty[0]}"
+        )
+
+
+def turns_end(rows: list[dict[str, Any]], template: Template, collate: Any) -> None:
+    """The end of a turn is trained in every chat row, and survives collation."""
+    eos = set(template.eos_token_ids)
+    chats = [row for row in rows if row["kind"] == "sft"]
+    open_ended = [row["id"] for row in chats if _last_label(row) not in eos]
+    if open_ended:
+        raise Failed(
+            f"end of turn: {len(open_ended)} of {len(chats)} chat rows do not train the token that "
+            f"ends the answer ({sorted(eos)}), first {open_ended[0]}: the model would never stop"
+        )
+    for row in chats[:1]:
+        longer = {key: [*row[key], *row[key]] for key in ("input_ids", "labels")}
+        labels = collate([row, longer])["labels"][0]
+        if int((labels != IGNORED).sum()) != sum(label != IGNORED for label in row["labels"]):
+            raise Failed("padding: the collator changed which tokens are trained")
+        if collate.pad_id in eos:
+            raise Failed(f"padding: token {collate.pad_id} pads and ends a turn")
+
+
+def _last_label(row: dict[str, Any]) -> int:
+    return next(label for label in reversed(row["labels"]) if label != IGNORED)
+
+
+def quantised(model: Any, file: JobFile) -> int:
+    """Count the 4-bit layers: a library may fall back to 16 bits and only print a line."""
+    count = sum(type(module).__name__ == "Linear4bit" for module in model.modules())
+    if (file.job.spec.method == "qlora") != bool(count):
+        raise Failed(f"quantisation: method {file.job.spec.method}, and {count} layers have 4 bits")
+    return count
+
+
+@contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Leave RNG, gradients and training mode as they were; dropout is off meanwhile."""
+    state = torch.get_rng_state()
+    dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    rates = [m.p for m in dropouts]
+    for module in dropouts:
+        module.p = 0.0
+    try:
+        yield
+    finally:
+        for module, rate in zip(dropouts, rates, strict=True):
+            module.p = rate
+        model.zero_grad(set_to_none=True)
+        model.train()
+        torch.set_rng_state(state)
+
+
+def gradient_norm(trainer: Any, batches: list[dict[str, Any]]) -> float:
+    """Norm of the adapter's gradient, accumulated over `batches` as the trainer scales it."""
+    trained = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
+    count = torch.tensor(trained, device=trainer.args.device)
+    model = trainer.model
+    model.train()
+    model.zero_grad(set_to_none=True)
+    for batch in batches:
+        inputs = {key: value.to(trainer.args.device) for key, value in batch.items()}
+        with torch.autocast(trainer.args.device.type, torch.bfloat16, enabled=trainer.args.bf16):
+            loss = trainer.compute_loss(model, inputs, num_items_in_batch=count)
+        loss.backward()
+    squares = [float(p.grad.float().pow(2).sum()) for p in model.parameters() if p.grad is not None]
+    return math.sqrt(sum(squares))
+
+
+def accumulation(trainer: Any, batch: dict[str, Any]) -> dict[str, float]:
+    """The gradient of a batch must not depend on how many pieces it is computed in."""
+    half = math.ceil(batch["input_ids"].shape[0] / 2)
+    pieces = [
+        {key: value[part] for key, value in batch.items()}
+        for part in (slice(None, half), slice(half, None))
+    ]
+    if not pieces[1]["input_ids"].shape[0]:
+        return {}
+    whole, parts = gradient_norm(trainer, [batch]), gradient_norm(trainer, pieces)
+    if not (whole > 0 and math.isfinite(whole)):
+        raise Failed(f"gradient: its norm is {whole}, nothing would be learned")
+    if abs(whole - parts) > TOLERANCE * whole:
+        raise Failed(
+            f"accumulation: the gradient norm is {whole:.6g} in one piece and {parts:.6g} in two; "
+            "these versions of the training libraries scale the loss wrongly together"
+        )
+    return {"one_piece": whole, "two_pieces": parts}
+
+
+def gradient_after_eval(trainer: Any, batch: dict[str, Any]) -> dict[str, float]:
+    """An evaluation in between must not cut the gradient (bitsandbytes repacks weights on CPUs)."""
+    before = gradient_norm(trainer, [batch])
+    trainer.model.eval()
+    ids = batch["input_ids"][:1].to(trainer.args.device)
+    with torch.no_grad():
+        trainer.model(input_ids=ids, use_cache=False)
+    after = gradient_norm(trainer, [batch])
+    if abs(before - after) > TOLERANCE * before:
+        raise Failed(
+            f"4-bit gradient: norm {before:.6g} before an evaluation and {after:.6g} after it; "
+            "bitsandbytes has repacked the weights"
+        )
+    return {"before": before, "after": after}
+
+
+def save_and_load(model: Any) -> int:
+    """What is written to disk is what was in memory; return the number of tensors."""
+    state = get_peft_model_state_dict(model)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, safe_serialization=True)
+        saved = load_file(Path(folder) / "adapter_model.safetensors")
+    wrong = [
+        name
+        for name in state
+        if not torch.equal(saved.get(name, torch.empty(0)), state[name].cpu())
+    ]
+    if wrong or len(saved) != len(state):
+        raise Failed(f"saving: {len(wrong)} of {len(state)} tensors of the adapter did not survive")
+    return len(saved)

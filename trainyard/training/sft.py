@@ -1,0 +1,215 @@
+"""What both backends share: the trainer, its watchers, and the run from job.json to result.json.
+
+A backend imports this file after its own library and passes a function that loads base model and
+adapter. transformers, TRL and PEFT do the training.
+"""
+
+import faulthandler
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.utils import logging as transformers_logging
+from trl import SFTConfig
+
+from trainyard.data.template import Template
+from trainyard.errors import InputError
+from trainyard.files import read_json
+from trainyard.training import job as contract
+from trainyard.training import selfcheck
+from trainyard.training.checkpoints import newest_complete, step_of
+from trainyard.training.job import JobFile
+from trainyard.training.journal import Journal
+from trainyard.training.outcome import write_adapter, write_result
+from trainyard.training.rows import read_rows
+from trainyard.training.trainer import JobTrainer, NotFinite, Pad, Watch
+
+Load = Callable[[JobFile], tuple[Any, PreTrainedTokenizerBase]]
+"""Loads the base of a job and puts a fresh adapter on it: (PEFT model, tokenizer)."""
+
+OOM_WORDS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
+SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+
+
+def main(
+    load: Load, backend: str, argv: list[str], trainer_class: type[JobTrainer] = JobTrainer
+) -> int:
+    """Run the job in the folder that `argv` names; return the exit code of the contract."""
+    if len(argv) != 2 or not (Path(argv[1]) / contract.JOB).is_file():
+        print(
+            f"usage: python -m trainyard.training.{backend} FOLDER (with job.json)", file=sys.stderr
+        )
+        return contract.BAD_INPUT
+    folder = Path(argv[1])
+    journal = Journal(folder)
+    journal.beat("loading", force=True)
+    stacks = (folder / "stacks.txt").open("a")
+    faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
+    try:
+        return run(load, backend, folder, journal, trainer_class)
+    except InputError as error:
+        journal.ended("input", str(error))
+        return contract.BAD_INPUT
+    except selfcheck.Failed as error:
+        journal.ended("self-check", str(error))
+        return contract.SELF_CHECK
+    except NotFinite as error:
+        journal.ended("not finite", str(error))
+        return contract.NOT_FINITE
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        journal.ended("out of memory", str(error).splitlines()[0] if str(error) else "host memory")
+        return contract.OUT_OF_MEMORY
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(word in str(error) for word in OOM_WORDS)
+
+
+def run(
+    load: Load, backend: str, folder: Path, journal: Journal, trainer_class: type[JobTrainer]
+) -> int:
+    file = JobFile.model_validate(read_json(folder / contract.JOB))
+    job, spec = file.job, file.job.spec
+    quiet()
+    torch.set_num_threads(spec.threads)
+    set_seed(spec.seed)
+    if not job.gpus:
+        torch.use_deterministic_algorithms(True)
+    template = Template.load(job.base_model, job.chat_template)
+    rows = read_rows(job.train, template, spec.max_seq_len)
+    journal.beat("loading", force=True)
+    model, tokenizer = load(file)
+    keep_trainable_layout(model)
+    checkpoint = newest_complete(folder / contract.CHECKPOINTS)
+    before = journal.resume_at(step_of(checkpoint) if checkpoint else 0)
+    watch = Watch(journal, file, before)
+    args = arguments(file, folder, len(rows))
+    collate = Pad(pad_id_of(tokenizer, template), 8 if job.gpus else 1)
+    trainer = make_trainer(trainer_class, args, model, tokenizer, collate, rows, watch)
+    trainer.batch_size = spec.batch_size
+    trainer.journal = journal
+    journal.beat("checking", force=True)
+    checks = selfcheck.all_checks(trainer, file, template, rows)
+    signal.signal(signal.SIGTERM, watch.request_stop)
+    watch.begin = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step < trainer.state.max_steps:
+        journal.ended("stopped", "SIGTERM: a checkpoint was written", trainer.state.global_step)
+        return contract.STOPPED
+    if trainer.is_world_process_zero():
+        write_adapter(trainer.model, template, job, folder)
+        measured = {"precision": arithmetic(file), "self_checks": checks}
+        write_result(folder, trainer, backend, measured)
+    return 0
+
+
+def quiet() -> None:
+    disable_progress_bars()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def keep_trainable_layout(model: Any) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on a CPU.
+
+    After one forward pass in eval mode the repacked weight passes no gradient, without an error.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def pad_id_of(tokenizer: PreTrainedTokenizerBase, template: Template) -> int:
+    """Return an id for padding that never ends a turn; it is masked, so any other id will do."""
+    found = tokenizer.pad_token_id
+    if found is not None and found not in template.eos_token_ids:
+        return int(found)
+    return next(
+        i for i in range(len(template.eos_token_ids) + 1) if i not in template.eos_token_ids
+    )
+
+
+def make_trainer(
+    trainer_class: type[JobTrainer],
+    args: SFTConfig,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    collate: Pad,
+    rows: list[dict[str, Any]],
+    watch: Watch,
+) -> JobTrainer:
+    columns = {key: [row[key] for row in rows] for key in ("input_ids", "labels")}
+    trainer = trainer_class(
+        model=model,
+        args=args,
+        train_dataset=Dataset.from_dict(columns),
+        data_collator=collate,
+        processing_class=tokenizer,
+        callbacks=[watch],
+    )
+    # TRL stores the adapter of a 4-bit base in bfloat16, which cannot hold updates below 1/256
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    trainer.rows = rows
+    watch.trainer = trainer
+    return trainer
+
+
+def arguments(file: JobFile, folder: Path, rows: int) -> SFTConfig:
+    spec = file.job.spec
+    checkpointing = spec.activation_checkpointing != "none"
+    return SFTConfig(
+        output_dir=str(folder / contract.CHECKPOINTS),
+        max_steps=spec.total_steps(rows),
+        per_device_train_batch_size=file.device_batch_size,
+        gradient_accumulation_steps=file.grad_accum_steps,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type=SCHEDULERS[spec.scheduler],
+        warmup_steps=spec.warmup_steps,
+        optim=OPTIMIZERS[spec.optimizer],
+        weight_decay=spec.weight_decay,
+        max_grad_norm=spec.max_grad_norm,
+        loss_type="nll",
+        packing=False,
+        padding_free=False,
+        max_length=spec.max_seq_len,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        gradient_checkpointing=checkpointing,
+        bf16=arithmetic(file) == "bf16",
+        fp16=False,
+        use_cpu=file.job.gpus == 0,
+        seed=spec.seed,
+        data_seed=spec.seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=spec.save_every,
+        save_total_limit=2,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=file.job.gpus > 0,
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def arithmetic(file: JobFile) -> str:
+    """`bf16`, or `fp32` where the recipe says so or this CPU has no bfloat16 instructions."""
+    native = file.job.gpus > 0 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return file.job.spec.precision if native else "fp32"

@@ -1,0 +1,159 @@
+"""TRL's trainer, made to keep a job's order of rows, its journal and its checkpoints."""
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import TrainerCallback
+from trl import SFTTrainer
+
+from trainyard.training import selfcheck
+from trainyard.training.checkpoints import mark_complete
+from trainyard.training.job import JobFile
+from trainyard.training.journal import Journal
+from trainyard.training.order import order_of_epoch, rows_of_step
+from trainyard.training.rows import IGNORED
+
+
+class NotFinite(RuntimeError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+class Order(Sampler[int]):
+    """Rows in the order that `training.order` gives, pass by pass."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self.rows = rows
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(order_of_epoch(self.rows, self.seed, self.epoch))
+
+    def __len__(self) -> int:
+        return self.rows
+
+
+class Pad:
+    """Collate rows to the longest of them; padding is told apart by position, never by token."""
+
+    def __init__(self, pad_id: int, multiple: int) -> None:
+        self.pad_id = pad_id
+        self.multiple = multiple
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        width = math.ceil(longest / self.multiple) * self.multiple
+        ids = torch.full((len(rows), width), self.pad_id)
+        labels = torch.full((len(rows), width), IGNORED)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            n = len(row["input_ids"])
+            ids[i, :n] = torch.tensor(row["input_ids"])
+            labels[i, :n] = torch.tensor(row["labels"])
+            mask[i, :n] = 1
+        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+class JobTrainer(SFTTrainer):
+    """SFTTrainer that keeps the job's order of rows and counts what it reads."""
+
+    journal: Journal
+    rows: list[dict[str, Any]]
+    batch_size: int
+    tokens = 0
+    started_at: int | None = None
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+        return Order(len(train_dataset or self.train_dataset), self.args.seed)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
+        if self.started_at is None:
+            self.started_at = self.state.global_step
+            self._prove_order(inputs)
+        self.tokens += int(inputs["attention_mask"].sum())
+        loss = super().training_step(model, inputs, *more, **named)
+        self.journal.beat("training", self.state.global_step)
+        return loss
+
+    def _prove_order(self, inputs: dict[str, Any]) -> None:
+        """The first rows of an attempt are those that the order gives for its step."""
+        step = self.state.global_step
+        rows = rows_of_step(len(self.rows), self.batch_size, self.args.seed, step)
+        mine = rows[self.args.process_index * self.args.per_device_train_batch_size :]
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        for row, ids, n in zip(mine, inputs["input_ids"].tolist(), lengths, strict=False):
+            if ids[:n] != self.rows[row]["input_ids"]:
+                raise selfcheck.Failed(
+                    f"data order: step {step + 1} should train row {self.rows[row]['id']}, and the "
+                    "loader gave another: the run cannot be continued"
+                )
+
+
+class Watch(TrainerCallback):
+    """Metrics per step, whole checkpoints, stop on SIGTERM or on a loss that is not finite."""
+
+    def __init__(self, journal: Journal, file: JobFile, before: dict[str, Any]) -> None:
+        self.journal = journal
+        self.file = file
+        self.tokens_before = int(before.get("tokens", 0))
+        self.seconds_before = float(before.get("seconds", 0.0))
+        self.loss_before: float | None = before.get("loss")
+        self.begin = time.monotonic()
+        self.last = (self.begin, 0)
+        self.stop = False
+        self.trainer: JobTrainer
+
+    def request_stop(self, *_: Any) -> None:
+        self.stop = True
+
+    def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+        if self.stop:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NotFinite(f"step {state.global_step}: loss {loss}, gradient norm {norm}")
+        now, tokens = time.monotonic(), self.trainer.tokens
+        elapsed = max(now - self.last[0], 1e-9)
+        line = {
+            "step": state.global_step,
+            "steps": state.max_steps,
+            "epoch": round(state.epoch, 4),
+            "loss": loss,
+            "lr": float(logs["learning_rate"]),
+            "grad_norm": norm,
+            "tokens": self.tokens_before + tokens,
+            "tokens_per_s": round((tokens - self.last[1]) / elapsed, 1),
+            "seconds": round(self.seconds_before + now - self.begin, 3),
+            "rss_gib": round(rss_gib(), 3),
+        }
+        if torch.cuda.is_available():
+            line["gpu_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 3)
+        self.last = (now, tokens)
+        self.journal.step(line)
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        self.journal.beat("saving", state.global_step, force=True)
+        if state.is_world_process_zero:
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            mark_complete(checkpoint, state.global_step, self.file.identity)
+
+
+def rss_gib() -> float:
+    """Peak resident memory of this process."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
