@@ -1,6 +1,5 @@
 """A Prefect server of our own for a run without one: same database and UI, gone when we are."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -10,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from prefect.logging.handlers import APILogHandler
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from trainyard.errors import Unavailable
 from trainyard.process import die_with_parent, free_port
 
-logger = logging.getLogger(__name__)
+QUIET = {"PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 
 @contextmanager
@@ -36,13 +36,16 @@ def server_at_hand(log: Path, *, deadline_s: float = 90) -> Iterator[None]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=os.environ | {"PREFECT_SERVER_LOGGING_LEVEL": "WARNING"},
+            env=os.environ | QUIET,
             preexec_fn=die_with_parent,
         )
     try:
         _wait_until_healthy(server, url, log, deadline_s)
         with temporary_settings({PREFECT_API_URL: url}):
-            yield
+            try:
+                yield
+            finally:
+                APILogHandler().flush()
     finally:
         server.terminate()
         try:

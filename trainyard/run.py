@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel
 
@@ -25,12 +25,27 @@ logger = logging.getLogger(__name__)
 Status = Literal["running", "done", "skipped", "failed"]
 
 
+class Outcome(Protocol):
+    """What a stage came to."""
+
+    @property
+    def skipped(self) -> bool: ...
+
+    @property
+    def words(self) -> str:
+        """One line for the console, the summary and the report."""
+        ...
+
+
 class StageSummary(BaseModel):
     name: str
     status: Status
     seconds: float | None = None
     skipped: bool = False
     reason: str | None = None
+
+    def came_to(self, outcome: Outcome) -> None:
+        self.skipped, self.reason = outcome.skipped, outcome.words
 
 
 class Summary(BaseModel):
@@ -81,6 +96,20 @@ class Run:
             raise InputError(f"{home} cannot hold runs: {error.strerror}; choose another folder") from error
         return run
 
+    @classmethod
+    @contextmanager
+    def opened(
+        cls, home: Path, recipe: str, recipe_path: str, flow_run_id: str | None = None
+    ) -> Iterator["Run"]:
+        """Start a run and end it, whatever happens inside."""
+        run = cls.start(home, recipe, recipe_path, flow_run_id)
+        try:
+            yield run
+        except BaseException as error:
+            run.end(error)
+            raise
+        run.end()
+
     @contextmanager
     def stage(self, name: str) -> Iterator[StageSummary]:
         """Record one stage; an exception inside marks it, and the run, as failed and goes on up."""
@@ -88,6 +117,7 @@ class Run:
         self.summary.stages.append(stage)
         self.save()
         self.event(name, "started")
+        logger.info("%s", name, extra={"stage": name, "event": "started"})
         begin = time.monotonic()
         try:
             yield stage
@@ -100,6 +130,9 @@ class Run:
             stage.seconds = round(time.monotonic() - begin, 2)
             self.save()
             self.event(name, stage.status, seconds=stage.seconds, reason=stage.reason)
+            level = logging.ERROR if stage.status == "failed" else logging.INFO
+            told = {"stage": name, "event": stage.status, "seconds": stage.seconds}
+            logger.log(level, "%s: %s", name, stage.reason or stage.status, extra=told)
 
     def end(self, error: BaseException | None = None) -> None:
         self.summary.status = "failed" if error else "done"

@@ -38,7 +38,6 @@ class Stage:
             path = self.folder / name
             if not path.is_file() or files.digest_file(path) != digest:
                 logger.warning("%s: %s is damaged, the stage runs again", self.name, path)
-                manifest.unlink()
                 return None
         result: dict[str, Any] = found["result"]
         return result
@@ -59,26 +58,29 @@ class Stage:
         files.write_json(self.folder / MANIFEST, manifest)
         return result
 
-    def publish(self, outputs: list[str], target: Path) -> None:
-        """Show the outputs in a run's folder, sharing bytes with the stage's own."""
-        target.mkdir(parents=True, exist_ok=True)
-        for output in outputs:
-            files.link(self.folder / output, target / output)
+    def publish(self, output: str, target: Path) -> None:
+        """Show an output at `target`, in a run's folder, sharing its bytes."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files.link(self.folder / output, target)
+
+
+def find(home: Path, name: str, inputs: dict[str, Any]) -> Stage:
+    """Return the stage with these inputs without holding it: to look, not to write."""
+    return Stage(name, home / "stages" / name / files.digest_json(inputs)[:16], inputs)
 
 
 @contextmanager
 def opened(home: Path, name: str, inputs: dict[str, Any]) -> Iterator[Stage]:
     """Hold the stage with these inputs, waiting for another process that is working on it."""
-    digest = files.digest_json(inputs)
-    folder = home / "stages" / name / digest[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_suffix(".lock"))
+    stage = find(home, name, inputs)
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(stage.folder.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:
         logger.info("%s: another run is at this stage with the same inputs, waiting for it", name)
         lock.acquire()
     try:
-        yield Stage(name, folder, inputs)
+        yield stage
     finally:
         lock.release()

@@ -36,5 +36,5 @@ def test_a_damaged_file_makes_the_stage_run_again(tmp_path: Path) -> None:
 def test_outputs_appear_whole_in_the_run(tmp_path: Path) -> None:
     finish(tmp_path, {"spec": 1})
     with stage.opened(tmp_path, "data", {"spec": 1}) as opened:
-        opened.publish(["rows"], tmp_path / "run")
-    assert (tmp_path / "run" / "rows" / "train.jsonl").read_text() == "{}\n"
+        opened.publish("rows", tmp_path / "run" / "data")
+    assert (tmp_path / "run" / "data" / "train.jsonl").read_text() == "{}\n"

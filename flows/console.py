@@ -1,0 +1,105 @@
+"""What a person sees who runs a release by hand: a line per stage, then the result."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from flows.local_server import server_at_hand
+from trainyard.errors import Refused, TrainyardError
+from trainyard.recipe import parse_override
+from trainyard.run import Summary, reason_of
+
+MARKS = {"done": "✓", "skipped": "=", "failed": "✗"}
+
+
+class Lines(logging.Handler):
+    """Prints the stages of a run; the one at work is redrawn in place on a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._begin = time.monotonic()
+        self._drawn = 0.0
+        self._tty = sys.stdout.isatty()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stage, event = getattr(record, "stage", None), getattr(record, "event", None)
+        if event in MARKS:
+            seconds = getattr(record, "seconds", 0.0)
+            words = record.getMessage().removeprefix(f"{stage}: ")
+            self._line(f"{MARKS[event]} {stage:<9}{seconds:6.1f} s  {words}\n")
+        elif event == "started":
+            self._draw(f"  {stage:<9}")
+        elif hasattr(record, "share"):
+            self._progress(str(stage), record)
+        elif record.levelno >= logging.WARNING:
+            self._line(f"! {record.getMessage()}\n")
+
+    def _progress(self, stage: str, record: logging.LogRecord) -> None:
+        words = record.getMessage().removeprefix(f"{stage}: ")
+        share = float(getattr(record, "share", 0.0))
+        if self._tty or time.monotonic() - self._drawn > 15:
+            self._draw(f"  {stage:<9}{share:6.0%}    {words}", newline=not self._tty)
+
+    def _draw(self, text: str, *, newline: bool = False) -> None:
+        if self._tty or newline:
+            self._drawn = time.monotonic()
+            self._line(text + ("\n" if newline else ""))
+
+    def _line(self, text: str) -> None:
+        sys.stdout.write(("\r\x1b[2K" if self._tty else "") + text)
+        sys.stdout.flush()
+
+
+def main(release: Callable[..., Summary]) -> None:
+    """Run one release from the command line and end the process with its exit code."""
+    args = _arguments()
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the UI has its log lines
+    log = logging.getLogger("trainyard")
+    log.setLevel(logging.INFO)
+    log.addHandler(Lines())
+    signal.signal(signal.SIGTERM, _terminated)
+    begin = time.monotonic()
+    try:
+        overrides = dict(parse_override(text) for text in args.set)
+        with server_at_hand(Path(".trainyard/logs/server.log")):
+            summary = release(
+                recipe=args.recipe,
+                overrides=overrides or None,
+                environment=args.environment,
+                dry_run=args.dry_run,
+            )
+    except Refused as error:
+        _end(f"stopped: {error}", 1)
+    except TrainyardError as error:
+        _end(f"could not be done: {error}", 2)
+    except KeyboardInterrupt:
+        _end("interrupted: run the same command again, finished stages are kept", 130)
+    if not args.dry_run:
+        print(closing_words(summary, time.monotonic() - begin))
+    sys.exit(0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m flows.release", description=__doc__)
+    parser.add_argument("recipe", metavar="RECIPE")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    parser.add_argument("--environment", default="laptop", help="default: laptop, all in one process")
+    parser.add_argument("--dry-run", action="store_true", help="plan only")
+    return parser.parse_args()
+
+
+def _terminated(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _end(words: str, code: int) -> None:
+    print(words, file=sys.stderr)
+    sys.stdout.flush()
+    sys.exit(code)

@@ -1,0 +1,15 @@
+"""The other GPU part of a release: score a candidate beside base and champion."""
+
+from prefect import flow
+
+from tasks import evaluation as task
+from trainyard.release.champion import Champion
+from trainyard.release.evaluation import Evaluated
+from trainyard.release.job import Job
+from trainyard.release.training import Trained
+
+
+@flow(name="evaluation", flow_run_name="evaluate {job.run_id}")
+def evaluation(job: Job, trained: Trained, champion: Champion | None = None) -> Evaluated:
+    """Ask candidate, base and champion the same questions, and keep every score."""
+    return task.evaluate(job, trained, champion)

@@ -1,0 +1,107 @@
+"""From a recipe to a version with traffic."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+
+from flows import console
+from flows.evaluation import evaluation
+from flows.training import training
+from tasks import data, dispatch, gate, plan, registry, report, rollout
+from tasks.policy import quiet_own_errors
+from trainyard.environment import HERE, Environment, read_environment
+from trainyard.recipe import read_recipe
+from trainyard.release.champion import Champion
+from trainyard.release.data import Checked
+from trainyard.release.evaluation import Evaluated
+from trainyard.release.job import Job
+from trainyard.release.training import Trained
+from trainyard.run import Run, Summary
+
+HOME = Path(".trainyard")
+
+quiet_own_errors()
+
+
+@flow(
+    name="release",
+    flow_run_name="{recipe}",
+    validate_parameters=True,
+    on_cancellation=[dispatch.cancel_children],
+    on_crashed=[dispatch.cancel_children],
+)
+def release(
+    recipe: str,
+    overrides: dict[str, Any] | None = None,
+    environment: str = "laptop",
+    dry_run: bool = False,
+) -> Summary:
+    """Fine-tune what a recipe says, and give the result traffic only as far as it proves itself.
+
+    Args:
+        recipe: Path of the recipe's YAML file, from the repository's root.
+        overrides: Dotted keys of the recipe and their values for this run, as {"train.rank": 8}.
+        environment: Where training and evaluation run: a file of deployments/environments.
+        dry_run: Plan only: say what would run, be skipped and cost, and change nothing.
+    """
+    where = read_environment(environment)
+    wanted = read_recipe(Path(recipe), overrides)
+    with Run.opened(HOME, wanted.name, recipe, dispatch.flow_run_id()) as run:
+        job = Job(recipe=wanted, recipe_path=recipe, run_id=run.summary.run_id, home=HOME)
+        try:
+            release_stages(run, job, where, dry_run)
+        finally:
+            report.write(job, run)
+    return run.summary
+
+
+def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> None:
+    """Plan, check, train, evaluate, gate, register, roll out: the first stage that says no ends it."""
+    with run.stage("plan") as stage:
+        stage.reason = plan.make(job)
+    if dry_run:
+        return
+    with run.stage("data") as stage:
+        checked = data.check(job)
+        stage.came_to(checked)
+    with run.stage("train") as stage:
+        trained = train(job, checked, where)
+        stage.came_to(trained)
+    with run.stage("evaluate") as stage:
+        champion = registry.find_champion(job)
+        evaluated = evaluate(job, trained, champion, where)
+        stage.came_to(evaluated)
+        run.summary.scores = evaluated.scores
+    with run.stage("gate") as stage:
+        decision = gate.decide(job, evaluated)
+        run.summary.verdict, stage.reason = decision.verdict, decision.reason
+        gate.must_pass(decision)
+    with run.stage("register") as stage:
+        registered = registry.register(job, run.summary, checked, trained, evaluated, decision)
+        run.summary.version = registered.served_name
+        stage.came_to(registered)
+    with run.stage("rollout") as stage:
+        served = rollout.roll_out(job, registered)
+        run.summary.endpoint = served.endpoint
+        stage.came_to(served)
+
+
+def train(job: Job, checked: Checked, where: Environment) -> Trained:
+    if where.training == HERE:
+        return training(job, checked)
+    parameters = {"job": job, "checked": checked}
+    return dispatch.run(where.training, parameters, "train", Trained)
+
+
+def evaluate(
+    job: Job, trained: Trained, champion: Champion | None, where: Environment
+) -> Evaluated:
+    if where.evaluation == HERE:
+        return evaluation(job, trained, champion)
+    parameters = {"job": job, "trained": trained, "champion": champion}
+    return dispatch.run(where.evaluation, parameters, "evaluate", Evaluated)
+
+
+if __name__ == "__main__":
+    console.main(release)

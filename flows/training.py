@@ -1,0 +1,14 @@
+"""The GPU part of a release: train one adapter. Dispatched by a release, or called by it in place."""
+
+from prefect import flow
+
+from tasks import training as task
+from trainyard.release.data import Checked
+from trainyard.release.job import Job
+from trainyard.release.training import Trained
+
+
+@flow(name="training", flow_run_name="train {job.run_id}")
+def training(job: Job, checked: Checked) -> Trained:
+    """Fine-tune what `job` says on the rows of `checked`, from the last checkpoint if there is one."""
+    return task.train(job, checked)

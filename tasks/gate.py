@@ -1,0 +1,18 @@
+"""Decide. Pure, so there is nothing to retry."""
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+
+from trainyard.gate import Decision
+from trainyard.release import gate
+from trainyard.release.evaluation import Evaluated
+from trainyard.release.job import Job
+
+
+@task(name="gate")
+def decide(job: Job, evaluated: Evaluated) -> Decision:
+    decision = gate.run(job, evaluated)
+    columns = ("id", "verdict", "estimate", "low", "high", "threshold", "n", "method", "reason", "next")
+    rows = [{name: getattr(result, name) for name in columns} for result in decision.gates]
+    create_table_artifact(key="gate", table=rows, description=f"{decision.verdict}: {decision.reason}")
+    return decision

@@ -1,0 +1,23 @@
+"""Train the adapter. Out of memory, hangs and crashes are the launcher's to heal, not Prefect's."""
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+
+from tasks.policy import RETRY_DELAYS_S, worth_retrying
+from tasks.progress import shown
+from trainyard.release import training
+from trainyard.release.data import Checked
+from trainyard.release.job import Job
+from trainyard.report import loss_markdown
+
+
+@task(
+    name="train",
+    retries=2,
+    retry_delay_seconds=RETRY_DELAYS_S,
+    retry_condition_fn=worth_retrying,
+)
+def train(job: Job, checked: Checked) -> training.Trained:
+    trained = training.run(job, checked, shown("train"))
+    create_markdown_artifact(key="loss-curve", markdown=loss_markdown(job.folder))
+    return trained

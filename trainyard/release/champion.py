@@ -1,0 +1,59 @@
+"""The version that serves everybody now, brought to this machine and checked."""
+
+from pathlib import Path
+
+from trainyard import base_model, files, storage
+from trainyard.errors import NotFound
+from trainyard.recipe import Recipe
+from trainyard.recipe.base import Frozen
+from trainyard.registry import VersionRecord, open_registry
+from trainyard.version import ADAPTER, key
+
+
+class Champion(Frozen):
+    name: str
+    digest: str
+    folder: Path
+    """The version's folder on this machine."""
+    base_ref: str
+    base_digest: str
+    trust_remote_code: bool
+
+    @property
+    def served_name(self) -> str:
+        return f"{self.name}@{self.digest[:12]}"
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / ADAPTER
+
+    def base(self, home: Path) -> Path:
+        found = base_model.resolve(self.base_ref, home, trust_remote_code=self.trust_remote_code)
+        return found.path
+
+
+def find_champion(recipe: Recipe, home: Path) -> Champion | None:
+    """Return the champion of the recipe's model; None before the first release."""
+    registry = open_registry(recipe.register.registry, home)
+    try:
+        record = registry.resolve(recipe.name, "production")
+    except NotFound:
+        return None
+    folder = fetch(recipe, record, home)
+    lineage = files.read_json(folder / "lineage.json")
+    return Champion(
+        name=record.name,
+        digest=record.digest,
+        folder=folder,
+        base_ref=lineage["base_model"]["ref"],
+        base_digest=lineage["base_model"]["digest"],
+        trust_remote_code=lineage["recipe"]["resolved"]["trust_remote_code"],
+    )
+
+
+def fetch(recipe: Recipe, record: VersionRecord, home: Path) -> Path:
+    """Bring a version from the archive into `<home>/versions`, every byte checked."""
+    place = key(record.name, record.digest)
+    folder = home / "versions" / place
+    storage.get_tree(storage.open_store(recipe.register.archive, home), place, folder)
+    return folder

@@ -1,0 +1,131 @@
+"""Stage `evaluate`: candidate, base and champion answer the same questions, from one engine."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from trainyard import stage
+from trainyard.evaluation.run import Arm, evaluate
+from trainyard.evaluation.scores import read_scores
+from trainyard.recipe.base import Frozen
+from trainyard.recipe.data import SourceSpec
+from trainyard.release.champion import Champion
+from trainyard.release.data import digest_sources
+from trainyard.release.job import Job, Progress, code_digest
+from trainyard.release.training import Trained
+from trainyard.serving.engines import start_local
+from trainyard.stage import Stage
+from trainyard.training.job import ADAPTER
+
+OUT = "out"
+
+
+class Evaluated(Frozen):
+    folder: Path
+    scores: dict[str, dict[str, dict[str, float]]]
+    """suite -> metric -> arm -> mean."""
+    skipped: bool
+
+    @property
+    def words(self) -> str:
+        shown = [
+            f"{metric} {arms['candidate']:.3g} (base {arms['base']:.3g})"
+            for metrics in self.scores.values()
+            for metric, arms in metrics.items()
+            if "candidate" in arms and "base" in arms
+        ]
+        return ("same models and questions: " if self.skipped else "") + ", ".join(shown[:3])
+
+
+def inputs(job: Job, candidate: str, champion: Champion | None) -> dict[str, Any]:
+    recipe = job.recipe
+    return {
+        "spec": recipe.evaluate.model_dump(mode="json"),
+        "eval_sets": digest_sources(SourceSpec(path=s.data) for s in recipe.evaluate.suites),
+        "base": job.base().digest,
+        "candidate": candidate,
+        "champion": champion.digest if champion else None,
+        "engine": recipe.deploy.engine,
+        "code": code_digest("evaluation", "serving/server.py", "data/read.py"),
+    }
+
+
+def find(job: Job, trained: Trained, champion: Champion | None) -> Evaluated | None:
+    """Return the scores of an earlier run with the same models and questions."""
+    held = stage.find(job.home, "evaluate", inputs(job, trained.result.digest, champion))
+    found = held.finished()
+    return _evaluated(job, held, found, skipped=True) if found else None
+
+
+def run(job: Job, trained: Trained, champion: Champion | None, progress: Progress) -> Evaluated:
+    key = inputs(job, trained.result.digest, champion)
+    with stage.opened(job.home, "evaluate", key) as held:
+        found = held.finished()
+        if found:
+            return _evaluated(job, held, found, skipped=True)
+        with ExitStack() as engines:
+            evaluate(
+                job.recipe.evaluate,
+                _start(job, trained, champion, held.folder, engines),
+                held.folder / OUT,
+                progress=lambda what, done, of: progress(done / max(of, 1), what),
+            )
+        result = {"scores": means(held.folder / OUT / "scores.jsonl")}
+        return _evaluated(job, held, held.finish(result, [OUT]), skipped=False)
+
+
+def _evaluated(job: Job, held: Stage, result: dict[str, Any], *, skipped: bool) -> Evaluated:
+    held.publish(OUT, job.folder / "evaluation")
+    return Evaluated(folder=held.folder / OUT, scores=result["scores"], skipped=skipped)
+
+
+def _start(
+    job: Job, trained: Trained, champion: Champion | None, logs: Path, engines: ExitStack
+) -> dict[str, Arm]:
+    """Start one engine per base model; candidate, base and champion share it when they can."""
+    base, name = job.base(), job.recipe.name
+    candidate = f"{name}@{trained.result.digest[:12]}"
+    adapters = {candidate: trained.folder / ADAPTER}
+    shares_base = champion is not None and champion.base_digest == base.digest
+    if champion and shares_base:
+        adapters[champion.served_name] = champion.adapter
+    engine = engines.enter_context(
+        start_local(
+            job.recipe.deploy.engine,
+            base=base.path,
+            base_name=f"{name}-base",
+            adapters=adapters,
+            log=logs / "engine.log",
+        )
+    )
+    arms = {
+        "candidate": Arm(engine.url, candidate, trained.result.digest),
+        "base": Arm(engine.url, f"{name}-base", base.digest),
+    }
+    if champion and champion.digest != trained.result.digest:
+        if not shares_base:
+            engine = engines.enter_context(
+                start_local(
+                    job.recipe.deploy.engine,
+                    base=champion.base(job.home),
+                    base_name=f"{name}-champion-base",
+                    adapters={champion.served_name: champion.adapter},
+                    log=logs / "engine-champion.log",
+                )
+            )
+        arms["champion"] = Arm(engine.url, champion.served_name, champion.digest)
+    return arms
+
+
+def means(scores: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean of every metric per suite and arm, for display: gates read the scores themselves."""
+    sums: dict[tuple[str, str, str], tuple[float, float]] = {}
+    for score in read_scores(scores):
+        if score.value is not None:
+            key = (score.suite, score.metric, score.arm)
+            total, weight = sums.get(key, (0.0, 0.0))
+            sums[key] = (total + score.value * score.weight, weight + score.weight)
+    shown: dict[str, dict[str, dict[str, float]]] = {}
+    for (suite, metric, arm), (total, weight) in sums.items():
+        shown.setdefault(suite, {}).setdefault(metric, {})[arm] = total / weight
+    return shown

@@ -1,0 +1,45 @@
+"""What a release starts from, and the records that its stages pass on: small, and JSON-able."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from trainyard import base_model, files
+from trainyard.base_model import BaseModel
+from trainyard.recipe import Recipe
+from trainyard.recipe.base import Frozen
+
+PACKAGE = Path(__file__).parents[1]
+
+Progress = Callable[[float, str], None]
+"""Called with a share in [0, 1] and a few words."""
+
+
+class Job(Frozen):
+    """A release's fixed points. Travels between processes and machines that share `home`."""
+
+    recipe: Recipe
+    recipe_path: str
+    run_id: str
+    home: Path
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return self.home / "runs" / self.run_id
+
+    def base(self) -> BaseModel:
+        """Raises InputError when the base model cannot be used."""
+        trusted = self.recipe.trust_remote_code
+        return base_model.resolve(self.recipe.base_model, self.home, trust_remote_code=trusted)
+
+
+@cache
+def code_digest(*parts: str) -> str:
+    """Digest of the source of these files and folders of the package: it is an input like any other."""
+    found: dict[str, str] = {}
+    for part in parts:
+        path = PACKAGE / part
+        sources = path.rglob("*.py") if path.is_dir() else [path]
+        found |= {str(s.relative_to(PACKAGE)): files.digest_file(s) for s in sources}
+    return files.digest_json(found)

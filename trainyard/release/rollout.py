@@ -1,0 +1,101 @@
+"""Stage `rollout`: from a registered version to traffic, and to the alias that says so."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from trainyard import files, rollout
+from trainyard.data.read import read_samples
+from trainyard.errors import Refused
+from trainyard.recipe.base import Frozen
+from trainyard.recipe.evaluate import TaskSuite
+from trainyard.registry import open_registry
+from trainyard.release.job import Job
+from trainyard.release.version import Registered
+from trainyard.rollout import Probe, Rollout, ServedVersion, StepRecord
+
+REPLAYED = 200
+
+
+class Served(Frozen):
+    endpoint: str
+    phase: str
+    reason: str
+    skipped: bool
+
+    @property
+    def words(self) -> str:
+        return self.reason
+
+
+def begin(job: Job, registered: Registered) -> Rollout:
+    """Become the controller of this version's rollout. Refused while another process is."""
+    target = rollout.open_target(job.recipe.deploy, job.recipe.name, job.home)
+    served = ServedVersion(
+        name=registered.name,
+        digest=registered.digest,
+        adapter=(registered.folder / "adapter").absolute(),
+        base=job.base().path.absolute(),
+        probe=probe(job, registered),
+    )
+    return rollout.begin(target, served, spec=job.recipe.deploy, replay=list(replay(job)))
+
+
+def end(job: Job, registered: Registered, controlled: Rollout, who: str) -> Served:
+    """Move the alias to where the traffic is. Raises Refused when the version was sent back."""
+    state = controlled.state
+    record = {"phase": state.phase, "reason": state.reason}
+    steps = [step.model_dump(mode="json") for step in state.done]
+    files.write_json(job.folder / "rollout.json", record | {"steps": steps})
+    if state.phase != "done":
+        raise Refused(f"the rollout of {registered.served_name} ended {state.phase}: {state.reason}")
+    registry = open_registry(job.recipe.register.registry, job.home)
+    registry.promote(registered.name, registered.digest, who=who, why=f"release {job.run_id}")
+    already = any(step.decision == "already" for step in state.done)
+    endpoint = f"{controlled.target.endpoint()}/v1"
+    return Served(endpoint=endpoint, phase=state.phase, reason=state.reason, skipped=already)
+
+
+def replay(job: Job) -> Iterator[dict[str, Any]]:
+    """Yield held-out questions as chat requests, for steps that see too little traffic."""
+    for suite in job.recipe.evaluate.suites:
+        if isinstance(suite, TaskSuite):
+            for sample in islice(read_samples(suite.data), REPLAYED):
+                yield {
+                    "messages": question(sample),
+                    "max_tokens": suite.max_tokens,
+                    "temperature": 0,
+                }
+
+
+def question(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a sample's messages up to the reference answer."""
+    messages: list[dict[str, Any]] = sample["messages"]
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
+def probe(job: Job, registered: Registered) -> Probe:
+    """The first held-out question, and what the evaluated candidate answered to it."""
+    first = next(replay(job), None)
+    if first is None:
+        return Probe(messages=({"role": "user", "content": "hello"},))
+    answers = registered.folder / "evaluation" / "answers.jsonl"
+    return Probe(
+        messages=tuple(first["messages"]),
+        max_tokens=first["max_tokens"],
+        answer=first_answer(answers),
+    )
+
+
+def first_answer(answers: Path) -> str | None:
+    with answers.open(encoding="utf-8") as lines:
+        for line in lines:
+            entry = json.loads(line)
+            if entry["arm"] == "candidate" and entry.get("text") is not None:
+                return str(entry["text"])
+    return None
+
+
+__all__ = ["Served", "StepRecord", "begin", "end"]

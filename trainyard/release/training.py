@@ -1,0 +1,86 @@
+"""Stage `train`: from checked rows to an adapter. Its folder is the training's own, to resume in."""
+
+from pathlib import Path
+from typing import Any
+
+from trainyard import stage
+from trainyard.recipe.base import Frozen
+from trainyard.release.data import Checked
+from trainyard.release.job import Job, Progress, code_digest
+from trainyard.training.job import ADAPTER, JOB, METRICS, RESULT, TrainJob, TrainResult, environment
+from trainyard.stage import Stage
+from trainyard.training.launcher import launch
+
+
+class Trained(Frozen):
+    result: TrainResult
+    folder: Path
+    skipped: bool
+
+    @property
+    def words(self) -> str:
+        if self.skipped:
+            return f"same data, recipe, code and environment: adapter {self.result.digest[:12]}"
+        return (
+            f"{self.result.backend}, {self.result.steps} steps, loss {self.result.loss:.3f}: "
+            f"adapter {self.result.digest[:12]}"
+        )
+
+
+def inputs(job: Job, data_digest: str) -> dict[str, Any]:
+    return {
+        "spec": job.recipe.train.model_dump(mode="json"),
+        "gpus": job.recipe.resources.gpus,
+        "base": job.base().digest,
+        "data": data_digest,
+        "environment": environment(),
+        "code": code_digest("training", "data/template.py"),
+    }
+
+
+def train_job(job: Job, checked: Checked) -> TrainJob:
+    base = job.base()
+    return TrainJob(
+        name=job.recipe.name,
+        base_model=base.path.absolute(),
+        base_ref=job.recipe.base_model,
+        base_digest=base.digest,
+        train=(checked.folder / "train.jsonl").absolute(),
+        val=(checked.folder / "val.jsonl").absolute() if checked.verdict.val else None,
+        data_digest=checked.verdict.digest,
+        spec=job.recipe.train,
+        gpus=job.recipe.resources.gpus,
+        trust_remote_code=job.recipe.trust_remote_code,
+    )
+
+
+def find(job: Job, checked: Checked) -> Trained | None:
+    """Return what an earlier run trained from the same inputs."""
+    stage_ = stage.find(job.home, "train", inputs(job, checked.verdict.digest))
+    found = stage_.finished()
+    return _trained(job, stage_, found, skipped=True) if found else None
+
+
+def run(job: Job, checked: Checked, progress: Progress) -> Trained:
+    """Raises TrainingFailed with the end of the program's log."""
+    with stage.opened(job.home, "train", inputs(job, checked.verdict.digest)) as held:
+        found = held.finished()
+        if found:
+            return _trained(job, held, found, skipped=True)
+        result = launch(
+            train_job(job, checked), held.folder, progress=lambda step: progress(*_shown(step))
+        )
+        held.finish(result.model_dump(mode="json"), [ADAPTER, METRICS, RESULT, JOB])
+        return _trained(job, held, result.model_dump(), skipped=False)
+
+
+def _trained(job: Job, held: Stage, result: dict[str, Any], *, skipped: bool) -> Trained:
+    for output in (ADAPTER, METRICS, RESULT):
+        held.publish(output, job.folder / "train" / output)
+    return Trained(result=TrainResult.model_validate(result), folder=held.folder, skipped=skipped)
+
+
+def _shown(step: dict[str, Any]) -> tuple[float, str]:
+    total = step.get("total_steps") or 0
+    share = step["step"] / total if total else 0.0
+    return share, f"step {step['step']} of {total}, loss {step['loss']:.3f}"
