@@ -6,6 +6,7 @@ import uuid
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -71,6 +72,24 @@ class Metrics:
         self.aborted = Counter("gateway_client_gone", "Requests the client gave up", **many)
         self.lapsed = Counter("gateway_lease_lapsed", "Rollouts ended by a lapsed lease", **many)
 
+        # looking a label up costs more than counting
+        self._requests = cache(lambda variant, code: self.requests.labels(variant, str(code)))
+        self._seconds = cache(self.seconds.labels)
+        self._tokens = cache(self.tokens.labels)
+
+    def count(self, record: Record) -> None:
+        variant = record.variant
+        self._requests(variant, record.code).inc()
+        if record.ok:
+            self._seconds(variant).observe(record.seconds)
+        if record.ttft_s is not None:
+            self.ttft.labels(variant).observe(record.ttft_s)
+        if record.tokens_out:
+            self._tokens(variant, "in").inc(record.tokens_in)
+            self._tokens(variant, "out").inc(record.tokens_out)
+        for flag in record.flags:
+            self.flags.labels(variant, flag).inc()
+
     def show(self, routes: Routes) -> None:
         self.info.clear()
         for role, variant in (("champion", routes.champion), ("canary", routes.canary)):
@@ -96,17 +115,7 @@ class Journal:
         record = Record(seq=self._next, at=time.time(), **fields)
         self._next += 1
         self._ring.append(record)
-        metrics, variant = self.metrics, record.variant
-        metrics.requests.labels(variant, str(record.code)).inc()
-        if record.ok:
-            metrics.seconds.labels(variant).observe(record.seconds)
-        if record.ttft_s is not None:
-            metrics.ttft.labels(variant).observe(record.ttft_s)
-        if record.tokens_out:
-            metrics.tokens.labels(variant, "in").inc(record.tokens_in)
-            metrics.tokens.labels(variant, "out").inc(record.tokens_out)
-        for flag in record.flags:
-            metrics.flags.labels(variant, flag).inc()
+        self.metrics.count(record)
         return record
 
     def since(self, seq: int, limit: int = 5000) -> dict[str, Any]:

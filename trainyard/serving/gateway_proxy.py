@@ -6,7 +6,6 @@ import hmac
 import json
 import random
 import time
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -74,6 +73,7 @@ class Proxy:
         self.journal = journal
         self.log = RequestLog(config.folder / "requests.jsonl")
         self.inflight = 0
+        journal.metrics.inflight.set_function(lambda: self.inflight)
         self._session: aiohttp.ClientSession | None = None
         self._keys = frozenset(config.api_keys)
 
@@ -112,7 +112,6 @@ class Proxy:
             busy = f"{self.inflight} requests are in progress, the most this gateway takes"
             return problem(429, busy, **{"Retry-After": "1"})
         self.inflight += 1
-        metrics.inflight.set(self.inflight)
         try:
             call = await self._read(request)
             return call if isinstance(call, web.Response) else await self._answer(request, call)
@@ -121,7 +120,6 @@ class Proxy:
             raise
         finally:
             self.inflight -= 1
-            metrics.inflight.set(self.inflight)
 
     async def _read(self, request: web.Request) -> Call | web.Response:
         if self._keys and not self._knows(request.headers.get(hdrs.AUTHORIZATION, "")):
@@ -132,7 +130,9 @@ class Proxy:
             request.protocol.force_close()
             return problem(413, f"the body has {length} bytes; at most {limit} are taken")
         try:
-            async with asyncio.timeout(self.config.body_timeout_s):
+            # a body that came with its headers needs no timer
+            whole = request.content.is_eof()
+            async with asyncio.timeout(None if whole else self.config.body_timeout_s):
                 raw = await request.read()
         except TimeoutError:
             request.protocol.force_close()
@@ -165,7 +165,7 @@ class Proxy:
             body=body,
             source=source,
             forced=cast(Role | None, forced),
-            request_id=headers.get(REQUEST_ID) or uuid.uuid4().hex,
+            request_id=headers.get(REQUEST_ID) or f"{random.getrandbits(128):032x}",
             stream=bool(body.get("stream")),
             headers=headers,
         )
