@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.errors import InputError
+from trainyard.files import write_text
 
 ARMS = ("candidate", "base", "champion")
 
@@ -31,13 +32,25 @@ class Score:
     """Sufficient statistics of a corpus metric: sums over items give the corpus score."""
     expected: str | None = None
     predicted: str | None = None
+    truncated: bool = False
+    """The answer was cut at max_tokens."""
 
     def as_row(self) -> dict[str, Any]:
         """The JSON line, without the fields that say nothing."""
-        row = {key: value for key, value in asdict(self).items() if value not in (None, ())}
-        if self.weight == 1.0:
-            del row["weight"]
+        row = {key: value for key, value in asdict(self).items() if value != _DEFAULTS.get(key)}
         return {**row, "value": self.value}
+
+
+_DEFAULTS = {
+    "cluster": None,
+    "slice": (),
+    "error": None,
+    "weight": 1.0,
+    "stats": (),
+    "expected": None,
+    "predicted": None,
+    "truncated": False,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +86,9 @@ def read_judgements(path: Path) -> list[Judgement]:
 
 
 def write_rows(path: Path, rows: Iterable[Score] | Iterable[Judgement]) -> None:
-    """Append rows as JSON lines; NaN is written as null with an error, never as a number."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row.as_row(), ensure_ascii=False) + "\n")
+    """Write all rows as JSON lines, atomically."""
+    lines = [json.dumps(row.as_row(), ensure_ascii=False) for row in rows]
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -105,7 +116,7 @@ def _score(row: Mapping[str, Any], where: str) -> Score:
     arm = row.get("arm")
     if arm not in ARMS:
         raise InputError(f"{where} has arm {arm!r}; it must be one of {', '.join(ARMS)}")
-    slices = row.get("slice") or ()
+    slices = row.get("slice") or []
     weight = row.get("weight", 1.0)
     if not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
         raise InputError(f"{where} has weight {weight!r}; it must be a number of at least 0")
@@ -122,6 +133,7 @@ def _score(row: Mapping[str, Any], where: str) -> Score:
         stats=_numbers(row.get("stats") or (), where),
         expected=_text(row.get("expected")),
         predicted=_text(row.get("predicted")),
+        truncated=row.get("truncated") is True,
     )
 
 

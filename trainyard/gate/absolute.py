@@ -25,7 +25,7 @@ def decide_absolute(gate: GateSpec, table: Table, rules: Rules) -> GateResult:
     """One verdict over all suites that have the metric: every suite must pass."""
     name = table.metric_of(gate)
     suites = table.suites(gate)
-    samples = [_sample(gate, table, rules, suite) for suite in suites]
+    samples = [candidate_sample(gate, table, rules, suite) for suite in suites]
     if name in POOLED and len(samples) > 1:
         samples = [_pooled(samples)]
     results = [_decide(gate, name, one, rules) for one in samples]
@@ -42,22 +42,17 @@ def decide_absolute(gate: GateSpec, table: Table, rules: Rules) -> GateResult:
     )
 
 
-def _sample(gate: GateSpec, table: Table, rules: Rules, suite: str) -> Sample:
-    check_truncation(table, suite, rules)
-    name = table.metric_of(gate)
+def candidate_sample(gate: GateSpec, table: Table, rules: Rules, suite: str) -> Sample:
+    """Scores of the candidate. Raises Unusable when too many of its answers were cut."""
     rows = table.arm(gate, suite, "candidate")
-    return sample(rows, name, rules.max_invalid, arm="candidate")
-
-
-def check_truncation(table: Table, suite: str, rules: Rules) -> None:
-    """Raises Unusable when too many of the candidate's answers were cut."""
-    cut, asked = table.truncated(suite)
-    if cut > rules.max_truncated * asked:
+    cut = sum(row.truncated for row in rows)
+    if cut > rules.max_truncated * len(rows):
         raise Unusable(
-            f"suite {suite}: {cut} of {asked} answers of the candidate were cut at max_tokens "
+            f"suite {suite}: {cut} of {len(rows)} answers of the candidate were cut at max_tokens "
             f"(allowed {rules.max_truncated:.1%})",
             "raise the suite's max_tokens, or train the model to end its answers",
         )
+    return sample(rows, table.metric_of(gate), rules.max_invalid, arm="candidate")
 
 
 def _decide(gate: GateSpec, name: str, one: Sample, rules: Rules) -> GateResult:

@@ -100,11 +100,6 @@ class Table:
         name = self.metric_of(gate)
         return any(arm in arms for arms in self.rows.get(name, {}).values())
 
-    def truncated(self, suite: str, arm: str = "candidate") -> tuple[int, int]:
-        """(answers cut at max_tokens, answers) of one arm."""
-        rows = self.rows.get("stopped_by_eos", {}).get(suite, {}).get(arm, [])
-        return sum(row.value == 0 for row in rows), len(rows)
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -4,10 +4,12 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from scipy.special import bdtr
+
 from trainyard.gate import bounds
 from trainyard.gate.absolute import PERCENTILE
 from trainyard.gate.bounds import Bound
-from trainyard.gate.evidence import LOWER_IS_BETTER, READS
+from trainyard.gate.evidence import READS
 from trainyard.gate.planning import POWER, items_for_events, smallest, z
 from trainyard.gate.records import Rules, Verdict
 from trainyard.gate.verdicts import compare
@@ -117,7 +119,7 @@ def _power(gate: GateSpec, rate: float, n: int, alpha: float) -> float:
     k = _edge(gate, n, alpha, op, value)
     if k is None:
         return 0.0
-    from_low = float(bounds.bdtr(k if not up else k - 1, n, rate)) if (k > 0 or not up) else 0.0
+    from_low = float(bdtr(k if not up else k - 1, n, rate)) if (k > 0 or not up) else 0.0
     return 1 - from_low if up else from_low
 
 
@@ -210,12 +212,10 @@ def _reads(gate: GateSpec) -> str:
 
 def _impossible(gate: GateSpec, n: int, needed: int | None) -> Foresight:
     op, value = gate.limit
-    best = "even without a single failure" if gate.metric in LOWER_IS_BETTER or (
-        op in ("<=", "<")) else "even with every answer right"  # fmt: skip
+    best = "every answer right" if op in (">=", ">") else "not a single failure"
     more = f"; needs {needed} items, has {n}" if needed else "; no number of items is enough"
-    return _never(
-        gate, f"{gate.metric} {op} {value:g} cannot be reached with n={n}, {best}{more}", n
-    )
+    claim = f"{gate.metric} {op} {value:g}"
+    return _never(gate, f"{claim} cannot be reached with n={n}, even with {best}{more}", n)
 
 
 def _never(gate: GateSpec, problem: str, n: int = 0) -> Foresight:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainyard.gate import bounds
-from trainyard.gate.absolute import check_truncation, exp, log_perplexity
+from trainyard.gate.absolute import candidate_sample, exp, log_perplexity
 from trainyard.gate.bounds import Bound, Units
 from trainyard.gate.evidence import (
     LOWER_IS_BETTER,
@@ -81,9 +81,8 @@ def _against(gate: GateSpec, table: Table, rules: Rules, arm: str) -> GateResult
 
 
 def _pair(gate: GateSpec, table: Table, rules: Rules, suite: str, arm: str) -> Pair:
-    check_truncation(table, suite, rules)
     name = table.metric_of(gate)
-    mine = sample(table.arm(gate, suite, "candidate"), name, rules.max_invalid, arm="candidate")
+    mine = candidate_sample(gate, table, rules, suite)
     rows = table.arm(gate, suite, arm)
     theirs = sample(rows, name, rules.max_invalid, arm=arm)
     paired(mine, theirs, arm=arm)

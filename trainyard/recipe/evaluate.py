@@ -97,7 +97,7 @@ class PerplexitySuite(_Suite):
     kind: Literal["perplexity"]
 
     data: str
-    """Eval set: plain text rows, one document each (chat rows are scored as rendered text)."""
+    """Eval set: plain text rows, one document each."""
 
 
 Suite = Annotated[TaskSuite | PerplexitySuite, Field(discriminator="kind")]
