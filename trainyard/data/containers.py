@@ -57,6 +57,7 @@ class Table:
     header: tuple[str, ...] = ()
     delimiter: str = ","
     has_bom: bool = False
+    dvc_md5: str | None = None
 
 
 def open_table(file: Path, name: str, source: int, spec: SourceSpec, work: Path) -> Table:

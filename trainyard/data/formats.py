@@ -68,7 +68,7 @@ def _instruction(row: Row) -> str:
     return f"{text}\n{extra}" if text else extra
 
 
-def _alpaca(row: Row, tags: Tags) -> Body:
+def _alpaca(row: Row, _: Tags) -> Body:
     asked, answer = _instruction(row), _text(row, "output")
     messages = _opening(row) if "system" in row or "history" in row else []
     messages += (user(asked), assistant(answer))

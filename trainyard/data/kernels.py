@@ -1,6 +1,6 @@
-"""Compiled loops over bytes: positions in JSON arrays, shingles, MinHash, leakage, statistics.
+"""Loops over bytes compiled by numba, once and cached on disk; and where JSON arrays divide.
 
-Compiled once and cached on disk by numba; import this module only where rows are processed.
+Import this module only where rows are processed: numba takes a second to load.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ Bytes = NDArray[np.uint8]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _compile(function: F) -> F:
-    compiled: F = numba.njit(cache=True, nogil=True)(function)
-    return compiled
+def compiled(function: F) -> F:
+    made: F = numba.njit(cache=True, nogil=True)(function)
+    return made
 
 
-@_compile
+@compiled
 def _elements(content: Any, start: int, found: Any) -> int:
     """Fill [start, length, line] of each element of the outermost array; returns how many.
 

@@ -181,6 +181,7 @@ def _mapped(entry: dict[str, Any], spec: SourceSpec) -> SourceSpec:
     given: dict[str, str] = {}
     talks = formatting in ("sharegpt", "openai")
     for key, column in columns.items():
+        key = str(key)
         if key == "prompt" and not talks and len(columns) == 1:
             given["text"] = column
         elif key == "messages" and talks:

@@ -1,0 +1,203 @@
+"""Check a data set: from sources to a version in a folder, or to one sentence why not.
+
+`prepare` says what is to be done, `check_chunk` (any process, any order) does it, `finish` brings it
+together. Work lies in a hidden folder beside `out` and survives a crash; finished chunks are taken
+over. `out` gets its files at the end, `manifest.json` last.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from trainyard.data.chunk import check_chunk
+from trainyard.data.containers import Table, open_table
+from trainyard.data.finish import finish
+from trainyard.data.job import Job
+from trainyard.data.leakage import read_eval_sets
+from trainyard.data.lines import cut
+from trainyard.data.locate import locate
+from trainyard.data.sample import common_grams
+from trainyard.data.template import Template
+from trainyard.data.verdict import DataVerdict
+from trainyard.errors import InputError, TrainyardError
+from trainyard.files import digest_file, digest_json
+from trainyard.recipe.data import DataSpec, SourceSpec
+
+Progress = Callable[[str, int, int], None]
+"""What is being done, how much of it is done, of how much."""
+
+CHUNK = 16 << 20
+CHUNK_WITH_TOKENS = 2 << 20
+IN_PROCESS = 12 << 20
+"""Bytes below which starting other processes costs more than it saves."""
+
+
+def check(
+    spec: DataSpec,
+    out: Path,
+    *,
+    eval_sets: Sequence[str] = (),
+    base_model: Path | None = None,
+    max_seq_len: int | None = None,
+    previous: Path | None = None,
+    processes: int = 0,
+    progress: Progress | None = None,
+) -> DataVerdict:
+    """Write the version `out` and say whether it may be trained on.
+
+    `previous` is the version to compare with; `processes` 0 means one per core. Raises InputError
+    for what cannot be read, and then `out` is as it was before.
+    """
+    work = work_folder(out)
+    tell = progress if progress is not None else _silent
+    try:
+        job = prepare(
+            spec, work, eval_sets=eval_sets, base_model=base_model, max_seq_len=max_seq_len,
+            progress=tell,
+        )  # fmt: skip
+        run_chunks(job, processes, tell)
+        tell("comparing rows", 0, 1)
+        verdict = finish(job, out, previous)
+        tell("comparing rows", 1, 1)
+    except TrainyardError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    except OSError as error:
+        raise InputError(f"{error.filename or out}: {error.strerror or error}") from None
+    shutil.rmtree(work, ignore_errors=True)
+    return verdict
+
+
+def work_folder(out: Path) -> Path:
+    return out.parent / f".{out.name}.work"
+
+
+def prepare(
+    spec: DataSpec,
+    work: Path,
+    *,
+    eval_sets: Sequence[str] = (),
+    base_model: Path | None = None,
+    max_seq_len: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Open every source and write `job.json`; returns its path."""
+    tell = progress if progress is not None else _silent
+    template = Template.load(base_model) if base_model is not None else None
+    work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    tables: list[Table] = []
+    sources: list[SourceSpec] = []
+    for i, source in enumerate(spec.sources):
+        tell("reading sources", i, len(spec.sources))
+        for found in locate(source, work / "fetched"):
+            table = open_table(found.path.absolute(), found.name, i, found.spec, work)
+            tables.append(replace(table, dvc_md5=found.dvc_md5))
+            sources.append(found.spec)
+            if found.dvc_md5 is not None:
+                _dvc_matches(found.path, found.name, found.dvc_md5)
+    size = CHUNK_WITH_TOKENS if template is not None else CHUNK
+    chunks = [(t, chunk) for t, table in enumerate(tables) for chunk in cut(table, size)]
+    common = work / "common.npy"
+    grams = common_grams(
+        [c for _, c in chunks], [sources[t] for t, _ in chunks], spec.max_row_bytes
+    )
+    np.save(common, grams.shingles)
+    found_sets = None
+    if eval_sets and spec.checks.leak != "off":
+        found_sets = work / "eval_sets.npz"
+        read_eval_sets(eval_sets, grams.long, grams.prompt).save(found_sets)
+    job = Job(
+        folder=work,
+        spec=spec,
+        tables=tuple(tables),
+        sources=tuple(sources),
+        chunks=tuple((t, c.start, c.end, c.first_line, c.lines) for t, c in chunks),
+        common=common,
+        eval_sets=found_sets,
+        model=base_model.absolute() if base_model is not None else None,
+        max_seq_len=max_seq_len,
+        inputs=digest_json(
+            [
+                spec.model_dump(mode="json", exclude={"train", "limits", "val_fraction"}),
+                digest_file(common),
+                digest_file(found_sets) if found_sets is not None else None,
+                template.digest if template is not None else None,
+                max_seq_len,
+            ]
+        ),
+    )
+    return job.save()
+
+
+def run_chunks(job_file: Path, processes: int, tell: Progress) -> None:
+    """Check all chunks, in this process when they are small."""
+    job = Job.load(job_file)
+    total = len(job.chunks)
+    todo = [i for i in range(total) if not (job.place(i) / "info.json").is_file()]
+    size = sum(job.tables[job.chunks[i][0]].path.stat().st_size for i in todo[:1])
+    small = len(todo) < 2 or (size < IN_PROCESS and job.model is None)
+    wanted = min(processes or _cores(), len(todo))
+    done = total - len(todo)
+    if small or wanted < 2:
+        for i in todo:
+            tell("checking rows", done, total)
+            check_chunk(job_file, i)
+            done += 1
+        tell("checking rows", done, total)
+        return
+    _in_processes(job_file, [todo[k::wanted] for k in range(wanted)], done, total, tell)
+
+
+def _in_processes(
+    job_file: Path, shares: list[list[int]], done: int, total: int, tell: Progress
+) -> None:
+    workers: list[subprocess.Popen[str]] = []
+    try:
+        for share in shares:
+            command = [sys.executable, "-m", "trainyard.data.chunk", str(job_file)]
+            workers.append(
+                subprocess.Popen(
+                    [*command, *map(str, share)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        for worker in workers:
+            for _ in worker.stdout or ():
+                done += 1
+                tell("checking rows", done, total)
+            problem = worker.stderr.read() if worker.stderr is not None else ""
+            if worker.wait():
+                last = problem.strip().splitlines()[-1:] or [f"exit {worker.returncode}"]
+                raise InputError(f"a chunk could not be checked: {last[0]}")
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.kill()
+            worker.wait()
+            for pipe in (worker.stdout, worker.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _dvc_matches(path: Path, name: str, md5: str) -> None:
+    with path.open("rb") as opened:
+        found = hashlib.file_digest(opened, "md5").hexdigest()
+    if found != md5.removesuffix(".dir"):
+        raise InputError(f"{name} has md5 {found}, its DVC pointer says {md5}: run `dvc checkout`")
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    return

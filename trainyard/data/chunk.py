@@ -1,0 +1,317 @@
+"""One chunk of one table: every record read, checked by itself, and written as facts.
+
+A pure function of files: `check_chunk(job, number)` writes a folder named by its inputs, the same
+bytes wherever it runs, and `info.json` last. Also a program: `python -m trainyard.data.chunk JOB N…`.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from trainyard.data.job import BIT, FACTS, KINDS, Job
+from trainyard.data.leakage import EvalSets, asked_and_told
+from trainyard.data.lines import records
+from trainyard.data.messages import RowProblem, text_of
+from trainyard.data.patterns import SEPARATOR, Patterns
+from trainyard.data.proof import Proof, prove, split
+from trainyard.data.rows import RowReader, encode, with_source
+from trainyard.data.shingles import BANDS, CONTROL, MOJIBAKE, Scanner
+from trainyard.data.structure import findings, refuse_unusable
+from trainyard.data.template import Template
+from trainyard.errors import InputError
+from trainyard.files import write_json
+
+BATCH = 4096
+REPEATED = 0.5
+SCANNED_CODES = ("secret", "pii", "special_tokens", "refusal", "placeholder")
+MAX_RAW = 1 << 26
+"""Longest raw record kept in a quarantine file, in bytes; of a longer one, the beginning."""
+
+
+class ChunkCheck:
+    def __init__(self, job: Job, number: int, folder: Path) -> None:
+        self.job, self.chunk = job, job.chunk(number)
+        self.table = self.chunk.table
+        self.spec = job.spec
+        self.reader = RowReader(
+            self.table, job.sources[job.chunks[number][0]], job.spec.max_row_bytes
+        )
+        self.actions = job.spec.checks.model_dump()
+        self.template = Template.load(job.model) if job.model is not None else None
+        special = list(self.template.eos_texts) if self.template is not None else []
+        if self.template is not None:
+            special += [t for t in self.template.special.values() if "unk" not in t]
+        looked_for = [c for c in SCANNED_CODES if self.actions[c] != "off"]
+        self.patterns = Patterns(looked_for, special)
+        self.redacted = frozenset(c for c in ("secret", "pii") if self.actions[c] == "redact")
+        self.eval_sets = EvalSets.load(job.eval_sets) if job.eval_sets is not None else None
+        nothing = np.empty(0, np.uint64)
+        long, short = nothing, nothing
+        if self.eval_sets is not None and self.actions["leak"] != "off":
+            long = np.unique(self.eval_sets.long.hashes)
+            short = np.unique(self.eval_sets.short.hashes)
+        self.scanner = Scanner(np.load(job.common), long, short)
+        self.off = sum(BIT[c] for c, action in self.actions.items() if action == "off")
+        self.rows = _private(folder / "rows.jsonl")
+        self.bad = _private(folder / "bad.jsonl")
+        self.details = _private(folder / "details.jsonl")
+        self.facts: list[Any] = []
+        self.bands: list[Any] = []
+        self.reasons: Counter[str] = Counter()
+        self.names: dict[str, Counter[str]] = {"label": Counter(), "system": Counter()}
+        self.found: Counter[str] = Counter()
+        self.written = self.read = self.usable = 0
+
+    def run(self) -> dict[str, Any]:
+        batch: list[tuple[Any, ...]] = []
+        for line, offset, raw in records(self.chunk):
+            self.read += 1
+            try:
+                body, meta = self.reader.read(raw)
+                refuse_unusable(body)
+            except RowProblem as problem:
+                self._quarantine(line, offset, raw, *problem.args)
+                continue
+            batch.append((line, offset, len(raw), body, meta))
+            if len(batch) == BATCH:
+                self._flush(batch)
+                batch = []
+        if batch:
+            self._flush(batch)
+        for file in (self.rows, self.bad, self.details):
+            file.close()
+        return {
+            "read": self.read,
+            "usable": self.usable,
+            "reasons": dict(sorted(self.reasons.items())),
+            "found": dict(sorted(self.found.items())),
+            "names": {k: dict(sorted(v.items())) for k, v in self.names.items()},
+        }
+
+    def _quarantine(self, line: int, offset: int, raw: bytes, code: str, detail: str) -> None:
+        self.reasons[code] += 1
+        self.bad.write(
+            quarantined(self.table.name, line, offset, raw, [{"code": code, "detail": detail}])
+        )
+
+    def _flush(self, batch: list[tuple[Any, ...]]) -> None:
+        facts = np.zeros(len(batch), FACTS)
+        texts: list[tuple[bytes, bytes]] = []
+        for i, (line, offset, length, body, meta) in enumerate(batch):
+            asked, told = asked_and_told(body)
+            flags, asked, told = self._words(i, body, meta, asked, told)
+            for code, detail in findings(body, self.table.folder):
+                flags |= self._note(i, code, detail)
+            texts.append((asked.encode(), told.encode()))
+            row = facts[i]
+            row["line"], row["offset"], row["length"] = line, offset, length
+            row["flags"] = flags
+            row["kind"] = KINDS.index(body["kind"])
+            row["turns"] = min(len(body.get("messages", body.get("prompt", ()))), 65535)
+            self._names(row, body, meta)
+        scanned, bands = self.scanner.scan(texts)
+        for name in FACTS.names or ():
+            if name in scanned.dtype.names:
+                facts[name] = scanned[name]
+        self._from_scan(facts, scanned, texts)
+        for i, (line, _, _, body, meta) in enumerate(batch):
+            self._write(facts[i], i, line, body, meta)
+        facts["flags"] &= np.uint32(~self.off & 0xFFFFFFFF)
+        self.usable += len(batch)
+        self.facts.append(facts)
+        self.bands.append(bands)
+
+    def _note(self, i: int, code: str, detail: str) -> int:
+        """The bit of `code`, after writing down what was found in row `i` of this batch."""
+        if self.actions.get(code) == "off":
+            return 0
+        entry = orjson.dumps([self.usable + i, code, detail])
+        self.details.write(entry + b"\n")
+        return BIT[code]
+
+    def _words(
+        self, i: int, body: dict[str, Any], meta: dict[str, Any], asked: str, told: str
+    ) -> tuple[int, str, str]:
+        """Flags of the patterns in all text of the row, and its texts after redaction."""
+        text = f"{_aside(body)}{asked}{SEPARATOR}{told}"
+        hits = self.patterns.set.Match(text)
+        if not hits:
+            return 0, asked, told
+        flags = 0
+        for finding in self.patterns.locate(text, hits):
+            code, name = finding.pattern.code, finding.pattern.name
+            self.found[name] += 1
+            flags |= self._note(i, code, f"{name} {finding.masked}")
+        sensitive = {c for c in self.redacted if flags & BIT[c]}
+        if sensitive:
+            counts = self._redact(body, frozenset(sensitive))
+            meta["redacted"] = dict(counts)
+            asked, told = asked_and_told(body)
+        return flags, asked, told
+
+    def _redact(self, body: dict[str, Any], codes: frozenset[str]) -> Counter[str]:
+        counts: Counter[str] = Counter()
+
+        def clean(text: str) -> str:
+            made, found = self.patterns.redact(text, codes)
+            counts.update(found)
+            return made
+
+        if type(body.get("text")) is str:
+            body["text"] = clean(body["text"])
+        for key in ("messages", "prompt", "chosen", "rejected", "completion"):
+            for message in body.get(key, ()):
+                content = message["content"]
+                if type(content) is str:
+                    message["content"] = clean(content)
+                    continue
+                for part in content:
+                    part.update({k: clean(v) for k, v in part.items() if k in ("text", "value")})
+        return counts
+
+    def _names(self, row: Any, body: dict[str, Any], meta: dict[str, Any]) -> None:
+        if self.spec.group_by is not None and meta.get(self.spec.group_by) is not None:
+            row["group"] = _hash64(orjson.dumps(meta[self.spec.group_by]))
+        if self.spec.label is not None:
+            value = meta.get(self.spec.label, body.get("label"))
+            name = value if isinstance(value, str) else orjson.dumps(value).decode()
+            row["label"] = _hash64(name.encode())
+            self.names["label"][name] += 1
+        messages = body.get("messages") or body.get("prompt") or ()
+        if messages and messages[0]["role"] in ("system", "developer"):
+            text = text_of(messages[0]["content"])
+            row["system"] = _hash64(text.encode())
+            self.names["system"][f"{row['system']:016x}"] += 1
+
+    def _from_scan(self, facts: Any, scanned: Any, texts: list[tuple[bytes, bytes]]) -> None:
+        """Flags that the compiled pass decides, and samples that rows with hits repeat."""
+        seen = {
+            "control_characters": (scanned.odd & CONTROL) != 0,
+            "mojibake": (scanned.odd & MOJIBAKE) != 0,
+            "repetition": scanned.repeats > REPEATED,
+            "prompt_echo": (scanned.prompt_hash == scanned.answer_hash) & (scanned.units >= 8),
+        }
+        for code, rows in seen.items():
+            for i in np.flatnonzero(rows).tolist():
+                detail = f"{scanned.repeats[i]:.0%} of 4-grams" if code == "repetition" else ""
+                facts["flags"][i] |= np.uint32(self._note(i, code, detail))
+        if self.eval_sets is None or self.actions["leak"] == "off":
+            return
+        asked = np.fromiter((len(t[0]) > 0 for t in texts), bool, len(texts))
+        whole = np.where(asked, scanned.prompt_hash, scanned.answer_hash)
+        suspects = (scanned.hits > 0) | np.isin(whole, self.eval_sets.prompts)
+        for i in np.flatnonzero(suspects).tolist():
+            leaked = self.eval_sets.leaked(*texts[i], int(whole[i]))
+            if leaked is not None:
+                detail = f"repeats {leaked[1]:.0%} of {leaked[0]}"
+                facts["flags"][i] |= np.uint32(self._note(i, "leak", detail))
+
+    def _write(
+        self, row: Any, i: int, line: int, body: dict[str, Any], meta: dict[str, Any]
+    ) -> None:
+        """Canonical bytes of the row (several lines when it is split), with its id and tokens."""
+        row_id, content = encode(body)
+        made = with_source(row_id, content, self.table.name, line, meta) + b"\n"
+        row["id"] = np.frombuffer(row_id, np.uint64)
+        row["samples"] = 1
+        if self.template is not None:
+            proof = prove(self.template, body, self.job.max_seq_len)
+            pieces = self._shorter(proof, body)
+            if pieces:
+                parts = [with_source(*encode(p), self.table.name, line, meta) for p in pieces]
+                made = b"".join(part + b"\n" for part in parts)
+                row["samples"] = len(pieces)
+                proof = Proof(proof.tokens, proof.trained)
+            row["tokens"], row["trained"] = proof.tokens, proof.trained
+            for code, detail in proof.findings:
+                row["flags"] |= self._note(i, code, detail)
+                if code == "over_length" and self.spec.over_length == "truncate":
+                    row["lost"] = proof.tokens - (self.job.max_seq_len or 0)
+        row["start"], row["size"] = self.written, len(made)
+        self.rows.write(made)
+        self.written += len(made)
+
+    def _shorter(self, proof: Proof, body: dict[str, Any]) -> list[dict[str, Any]]:
+        over = any(code == "over_length" for code, _ in proof.findings)
+        if not over or self.spec.over_length != "split" or self.template is None:
+            return []
+        return split(self.template, body, self.job.max_seq_len or 0)
+
+
+def quarantined(
+    file: str, line: int, offset: int, raw: bytes, reasons: list[dict[str, str]]
+) -> bytes:
+    """One line of a quarantine file: where the record is, why it is here, and its raw bytes."""
+    entry: dict[str, Any] = {"file": file, "line": line, "offset": offset, "reasons": reasons}
+    if len(raw) > MAX_RAW:
+        entry["raw_bytes"] = len(raw)
+        raw = raw[:MAX_RAW]
+    try:
+        entry["raw"] = raw.decode()
+    except UnicodeDecodeError:
+        entry["raw_base64"] = base64.b64encode(raw).decode()
+    return orjson.dumps(entry) + b"\n"
+
+
+def _aside(body: dict[str, Any]) -> str:
+    """Text that comparison leaves out and that patterns must see: system, rejected, tool calls."""
+    parts = [
+        text_of(m["content"])
+        for m in (body.get("messages") or body.get("prompt") or ())
+        if m["role"] in ("system", "developer")
+    ]
+    parts += [text_of(m["content"]) for m in body.get("rejected", ())]
+    for message in body.get("messages", ()):
+        if "tool_calls" in message:
+            parts.append(orjson.dumps(message["tool_calls"]).decode())
+    return "\n".join([*parts, ""]) if parts else ""
+
+
+def _hash64(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
+
+
+def _private(path: Path) -> Any:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+
+
+def check_chunk(job_file: Path, number: int) -> Path:
+    """Facts of one chunk, unless they are there already; returns their folder."""
+    job = Job.load(job_file)
+    target = job.place(number)
+    if (target / "info.json").is_file():
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    check = ChunkCheck(job, number, target)
+    info = check.run()
+    if info["read"] != check.chunk.lines:
+        raise InputError(f"{check.table.name} changed while it was read: start again")
+    empty = np.zeros(0, FACTS), np.zeros((BANDS, 0), np.uint64)
+    np.save(target / "facts.npy", np.concatenate(check.facts) if check.facts else empty[0])
+    np.save(target / "bands.npy", np.concatenate(check.bands, axis=1) if check.bands else empty[1])
+    write_json(target / "info.json", info)
+    return target
+
+
+def main(arguments: list[str]) -> int:
+    job, *numbers = arguments
+    try:
+        for number in numbers:
+            check_chunk(Path(job), int(number))
+            print(number, flush=True)
+    except (InputError, OSError) as error:
+        print(json.dumps(str(error)), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

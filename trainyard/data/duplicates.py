@@ -1,0 +1,187 @@
+"""Duplicates and clusters over all chunks, from their facts.
+
+One band of hashes is held at a time, the others stay on disk. Candidates that share a band are
+verified by exact Jaccard similarity of their shingles.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from trainyard.data.leakage import asked_and_told
+from trainyard.data.shingles import BANDS, U64, shingle_set
+
+TOGETHER_AT = 0.7
+"""Rows at least this similar stay on one side of the split, even when both are kept."""
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Canonical rows by their number over all chunks."""
+
+    files: Sequence[Path]
+    firsts: Rows
+    """Number of the first row of each chunk."""
+    starts: Rows
+    sizes: NDArray[np.int32]
+
+    def read(self, row: int) -> dict[str, Any]:
+        chunk = int(np.searchsorted(self.firsts, row, "right")) - 1
+        with self.files[chunk].open("rb") as opened:
+            opened.seek(int(self.starts[row]))
+            content = opened.read(int(self.sizes[row]))
+        found: dict[str, Any] = orjson.loads(content.partition(b"\n")[0])
+        return found
+
+
+def repeats(ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Rows whose 128-bit id an earlier row has."""
+    order = np.argsort(ids[:, 0], kind="stable")
+    ranked = ids[order]
+    same = np.zeros(len(ids), bool)
+    if len(ids) > 1:
+        same[1:] = (ranked[1:] == ranked[:-1]).all(axis=1)
+    made = np.zeros(len(ids), bool)
+    made[order] = same
+    return made
+
+
+def candidates(bands: Sequence[Any], alive: Rows) -> NDArray[np.int64]:
+    """[n, 2] pairs of rows, earlier first, that share a band; each with the first and the one before.
+
+    `bands` holds one [BANDS, rows] array per chunk, `alive` the rows to compare, ascending.
+    """
+    pairs: list[Any] = []
+    for b in range(BANDS):
+        hashes = np.concatenate([np.empty(0, np.uint64), *(part[b] for part in bands)])[alive]
+        order = np.argsort(hashes, kind="stable")
+        ranked = hashes[order]
+        again = np.flatnonzero(ranked[1:] == ranked[:-1]) + 1
+        if not len(again):
+            continue
+        begins = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+        leader = begins[np.searchsorted(begins, again, "right") - 1]
+        rows = alive[order]
+        pairs += [
+            np.stack([rows[leader], rows[again]], 1),
+            np.stack([rows[again - 1], rows[again]], 1),
+        ]
+    if not pairs:
+        return np.empty((0, 2), np.int64)
+    return np.asarray(np.unique(np.concatenate(pairs), axis=0), np.int64)
+
+
+class Similarity:
+    """Exact Jaccard similarity of rows, remembering the sets of the latest ones."""
+
+    def __init__(self, texts: Texts, common: U64, remembered: int = 4096) -> None:
+        self.texts, self.common, self.remembered = texts, common, remembered
+        self.sets: OrderedDict[int, tuple[U64, U64]] = OrderedDict()
+
+    def of(self, one: int, other: int) -> tuple[float, float]:
+        """Similarity of the whole rows, and of their answers alone."""
+        (a, answer_a), (b, answer_b) = self._set(one), self._set(other)
+        return jaccard(a, b), jaccard(answer_a, answer_b)
+
+    def _set(self, row: int) -> tuple[U64, U64]:
+        if row in self.sets:
+            self.sets.move_to_end(row)
+            return self.sets[row]
+        asked, told = asked_and_told(self.texts.read(row))
+        whole = shingle_set(asked.encode(), told.encode(), self.common)
+        answer = shingle_set(b"", told.encode(), self.common[:0])
+        self.sets[row] = whole, answer
+        if len(self.sets) > self.remembered:
+            self.sets.popitem(last=False)
+        return whole, answer
+
+
+def jaccard(one: U64, other: U64) -> float:
+    if not len(one) and not len(other):
+        return 1.0
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    return shared / (len(one) + len(other) - shared)
+
+
+class Clusters:
+    """Disjoint sets whose representative is the smallest member."""
+
+    def __init__(self, n: int) -> None:
+        self.parent = np.arange(n, dtype=np.int64)
+
+    def find(self, row: int) -> int:
+        parent = self.parent
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = int(parent[row])
+        return row
+
+    def join(self, one: int, other: int) -> None:
+        a, b = self.find(one), self.find(other)
+        if a != b:
+            self.parent[max(a, b)] = min(a, b)
+
+    def join_equal(self, keys: U64, rows: Rows) -> None:
+        """Join rows with equal keys; a key of 0 joins nothing."""
+        order = np.argsort(keys, kind="stable")
+        ranked, members = keys[order], rows[order]
+        for i in np.flatnonzero((ranked[1:] == ranked[:-1]) & (ranked[1:] != 0)).tolist():
+            self.join(int(members[i]), int(members[i + 1]))
+
+    def roots(self) -> Rows:
+        parent = self.parent
+        while True:
+            above = parent[parent]
+            if np.array_equal(above, parent):
+                return parent
+            parent = above
+
+
+@dataclass(frozen=True)
+class Similar:
+    near: Rows
+    """Rows that repeat the first of their cluster."""
+    partners: dict[int, tuple[int, float]]
+    """Such a row -> the row it was found to repeat, and how similar they are."""
+    alike: list[tuple[int, int]]
+    """Pairs similar enough to stay on one side of the split."""
+    compared: int
+
+
+def near_duplicates(pairs: NDArray[np.int64], similarity: Similarity, at: float) -> Similar:
+    """Verified near-duplicates among candidate pairs.
+
+    The answers must be as similar as the whole: a long shared prompt does not make a duplicate.
+    """
+    clusters: dict[int, int] = {}
+    partners: dict[int, tuple[int, float]] = {}
+    alike: list[tuple[int, int]] = []
+
+    def root(row: int) -> int:
+        while clusters.get(row, row) != row:
+            row = clusters[row]
+        return row
+
+    for one, other in pairs.tolist():
+        whole, answers = similarity.of(one, other)
+        if whole < min(TOGETHER_AT, at):
+            continue
+        alike.append((one, other))
+        if whole < at or answers < at:
+            continue
+        a, b = root(one), root(other)
+        if a != b:
+            clusters[max(a, b)] = min(a, b)
+        partners.setdefault(other, (one, whole))
+    near = np.array(sorted(r for r in {*clusters, *partners} if root(r) != r), np.int64)
+    return Similar(
+        near, {r: partners[r] for r in near.tolist() if r in partners}, alike, len(pairs)
+    )

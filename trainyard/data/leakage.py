@@ -1,0 +1,152 @@
+"""Evaluation samples that training rows repeat.
+
+A row repeats a sample when their prompts are equal as word sequences, or when it holds at least
+half of the sample's distinctive 13-grams (8-grams of its prompt). Grams in more than ten samples, or
+common in the training data, are boilerplate and count for nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.data.messages import text_of
+from trainyard.data.read import read_samples
+from trainyard.data.rows import prompt_and_answer
+from trainyard.data.shingles import (
+    LONG_GRAM,
+    PROMPT_GRAM,
+    U64,
+    Scanner,
+    gram_hashes,
+    unit_hashes,
+)
+
+COVERED = 0.5
+BOILERPLATE_SAMPLES = 10
+
+
+def asked_and_told(body: Mapping[str, Any]) -> tuple[str, str]:
+    """Texts of a row by which it is compared: what is asked, without system text, and the answer."""
+    if body["kind"] == "pretrain":
+        return "", str(body["text"])
+    if body["kind"] == "tokenized":
+        return "", " ".join(map(str, body["input_ids"]))
+    prompt, answer = prompt_and_answer(dict(body))
+    asked = [text_of(m["content"]) for m in prompt if m["role"] not in ("system", "developer")]
+    return "\n".join(asked), "\n".join(text_of(m["content"]) for m in answer)
+
+
+@dataclass(frozen=True)
+class Grams:
+    """Distinctive grams of all samples: sorted hashes, the sample of each, and totals per sample."""
+
+    hashes: U64
+    samples: NDArray[np.int32]
+    totals: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, per_sample: Sequence[U64], common: U64) -> "Grams":
+        sizes = [len(g) for g in per_sample]
+        hashes = np.concatenate([np.empty(0, np.uint64), *per_sample])
+        samples = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        distinct, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        plain = (counts > BOILERPLATE_SAMPLES) | np.isin(distinct, common)
+        kept = ~plain[inverse]
+        hashes, samples = hashes[kept], samples[kept]
+        order = np.argsort(hashes, kind="stable")
+        totals = np.bincount(samples, minlength=len(sizes)).astype(np.int32)
+        return cls(hashes[order], samples[order], totals)
+
+    def covered(self, grams: U64) -> tuple[int, float]:
+        """The sample of which `grams` (distinct) hold the largest share, and that share."""
+        low = np.searchsorted(self.hashes, grams, "left")
+        high = np.searchsorted(self.hashes, grams, "right")
+        found = [self.samples[a:b] for a, b in zip(low, high, strict=True) if b > a]
+        if not found:
+            return -1, 0.0
+        counts = np.bincount(np.concatenate(found), minlength=len(self.totals))
+        share = counts / np.maximum(self.totals, 1)
+        best = int(share.argmax())
+        return best, float(share[best])
+
+
+@dataclass(frozen=True)
+class EvalSets:
+    names: tuple[str, ...]
+    """`file:line` of each sample."""
+    prompts: U64
+    """Sorted hash of each sample's whole prompt (or text), and in the same order"""
+    prompt_samples: NDArray[np.int32]
+    long: Grams
+    short: Grams
+
+    def leaked(self, asked: bytes, told: bytes, whole: int) -> tuple[str, float] | None:
+        """Name of the sample repeated and how much of it; `whole` is the hash of the whole prompt."""
+        at = int(np.searchsorted(self.prompts, np.uint64(whole)))
+        if at < len(self.prompts) and self.prompts[at] == whole:
+            return self.names[self.prompt_samples[at]], 1.0
+        first, spaceless = unit_hashes(asked)
+        second, _ = unit_hashes(told)
+        both = np.concatenate([first, second])
+        best = self.long.covered(np.unique(gram_hashes(both, LONG_GRAM)))
+        if not spaceless:
+            short = self.short.covered(np.unique(gram_hashes(first, PROMPT_GRAM)))
+            best = max(best, short, key=lambda found: found[1])
+        return (self.names[best[0]], best[1]) if best[1] >= COVERED else None
+
+    def save(self, file: Path) -> None:
+        with file.open("wb") as out:
+            np.savez(
+                out,
+                names=np.array("\n".join(self.names)),
+                prompts=self.prompts,
+                prompt_samples=self.prompt_samples,
+                **{f"{k}_{f}": getattr(getattr(self, k), f) for k in KINDS for f in FIELDS},
+            )
+
+    @classmethod
+    def load(cls, file: Path) -> "EvalSets":
+        with np.load(file) as found:
+            long, short = (Grams(*(found[f"{k}_{f}"] for f in FIELDS)) for k in KINDS)
+            names = tuple(str(found["names"]).split("\n"))
+            return cls(names, found["prompts"], found["prompt_samples"], long, short)
+
+
+KINDS, FIELDS = ("long", "short"), ("hashes", "samples", "totals")
+
+
+def read_eval_sets(paths: Sequence[str], common: U64, common_prompt: U64) -> EvalSets:
+    """Raises InputError for a set that cannot be read."""
+    names, texts = [], []
+    for path in paths:
+        for row in read_samples(path):
+            asked, told = asked_and_told(row)
+            names.append(f"{row['source']['file']}:{row['source']['line']}")
+            texts.append((asked.encode(), told.encode()))
+    nothing = np.empty(0, np.uint64)
+    scanned, _ = Scanner(nothing, nothing, nothing).scan(texts)
+    whole = np.array(
+        [s.prompt_hash if t[0] else s.answer_hash for s, t in zip(scanned, texts, strict=True)],
+        np.uint64,
+    )
+    order = np.argsort(whole, kind="stable").astype(np.int32)
+    long, short = [], []
+    for prompt, answer in texts:
+        first, spaceless = unit_hashes(prompt)
+        second, _ = unit_hashes(answer)
+        both = np.concatenate([first, second])
+        long.append(_grams(both, LONG_GRAM))
+        short.append(np.empty(0, np.uint64) if spaceless else _grams(first, PROMPT_GRAM))
+    return EvalSets(
+        tuple(names), whole[order], order, Grams.of(long, common), Grams.of(short, common_prompt)
+    )
+
+
+def _grams(unit: U64, k: int) -> U64:
+    if len(unit) < k:
+        return np.empty(0, np.uint64)
+    return np.unique(gram_hashes(unit, k))

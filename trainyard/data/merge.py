@@ -1,0 +1,230 @@
+"""All chunks together: which row is a duplicate, which side it is on, and the files of a version."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from trainyard.data.chunk import quarantined
+from trainyard.data.divide import validation
+from trainyard.data.duplicates import (
+    Clusters,
+    Rows,
+    Similarity,
+    Texts,
+    candidates,
+    near_duplicates,
+    repeats,
+)
+from trainyard.data.job import BIT, CODES, FACTS, KINDS, Job
+from trainyard.files import read_json
+
+TRAIN, VAL, QUARANTINE = 0, 1, 2
+SIDES = ("train", "val", "quarantine")
+
+
+@dataclass
+class Merged:
+    """Facts of every usable row in input order, and what became of it."""
+
+    job: Job
+    places: list[Path]
+    infos: list[dict[str, Any]]
+    facts: Any
+    firsts: Rows
+    side: NDArray[np.uint8]
+    roots: Rows
+    notes: dict[int, list[tuple[str, str]]]
+    """Row -> code and detail of what only all rows together show."""
+    exact: int
+    near: int
+    similar_pairs: int
+
+    @property
+    def lines(self) -> int:
+        return sum(info["read"] for info in self.infos)
+
+    def chunk_rows(self, number: int) -> slice:
+        ends = [*self.firsts[1:].tolist(), len(self.facts)]
+        return slice(int(self.firsts[number]), ends[number])
+
+
+def merge(job: Job) -> Merged:
+    places = [job.place(i) for i in range(len(job.chunks))]
+    infos = [read_json(place / "info.json") for place in places]
+    sizes = [info["usable"] for info in infos]
+    firsts = np.cumsum([0, *sizes])[:-1].astype(np.int64)
+    facts = np.zeros(sum(sizes), FACTS)
+    for first, size, place in zip(firsts.tolist(), sizes, places, strict=True):
+        facts[first : first + size] = np.load(place / "facts.npy")
+    merged = Merged(
+        job, places, infos, facts, firsts,
+        side=np.zeros(len(facts), np.uint8),
+        roots=np.arange(len(facts), dtype=np.int64),
+        notes={}, exact=0, near=0, similar_pairs=0,
+    )  # fmt: skip
+    _relate(merged)
+    return merged
+
+
+def quarantining(job: Job) -> int:
+    """Bits of the codes whose rows are set aside."""
+    actions = job.spec.checks.model_dump()
+    mask = sum(BIT[code] for code, action in actions.items() if action in ("quarantine", "refuse"))
+    return mask | (BIT["over_length"] if job.spec.over_length != "truncate" else 0)
+
+
+def _relate(merged: Merged) -> None:
+    """Duplicates, conflicts and sides."""
+    job, facts = merged.job, merged.facts
+    checks, mask = job.spec.checks, np.uint32(quarantining(job))
+    if checks.exact_duplicate != "off":
+        again = repeats(facts["id"])
+        facts["flags"][again] |= np.uint32(BIT["exact_duplicate"])
+        merged.exact = int(again.sum())
+    clusters = Clusters(len(facts))
+    alive = np.flatnonzero((facts["flags"] & mask) == 0)
+    if checks.near_duplicate != "off":
+        _near(merged, clusters, alive)
+        alive = np.flatnonzero((facts["flags"] & mask) == 0)
+    asked = facts["prompt_hash"][alive] ^ facts["system"][alive]
+    asked[facts["kind"][alive] == KINDS.index("pretrain")] = 0
+    if checks.conflicting_answers != "off":
+        for row in _conflicts(facts, alive, asked):
+            facts["flags"][row] |= np.uint32(BIT["conflicting_answers"])
+        alive = np.flatnonzero((facts["flags"] & mask) == 0)
+        asked = facts["prompt_hash"][alive] ^ facts["system"][alive]
+    asked[facts["kind"][alive] == KINDS.index("pretrain")] = 0
+    clusters.join_equal(asked, alive)
+    clusters.join_equal(facts["id"][alive, 1], alive)
+    clusters.join_equal(facts["group"][alive], alive)
+    merged.side[:] = QUARANTINE
+    merged.side[alive] = TRAIN
+    held_out = validation(facts["id"], alive, clusters, job.spec.val_fraction)
+    merged.side[held_out] = VAL
+    merged.roots = clusters.roots()
+
+
+def _near(merged: Merged, clusters: Clusters, alive: Rows) -> None:
+    job, facts = merged.job, merged.facts
+    bands = [np.load(place / "bands.npy", mmap_mode="r") for place in merged.places]
+    pairs = candidates(bands, alive)
+    files = [place / "rows.jsonl" for place in merged.places]
+    texts = Texts(files, merged.firsts, facts["start"], facts["size"])
+    similarity = Similarity(texts, np.load(job.common))
+    found = near_duplicates(pairs, similarity, job.spec.near_duplicate_at)
+    facts["flags"][found.near] |= np.uint32(BIT["near_duplicate"])
+    merged.near, merged.similar_pairs = len(found.near), len(found.alike)
+    for row, (partner, share) in found.partners.items():
+        chunk = int(np.searchsorted(merged.firsts, partner, "right")) - 1
+        table = job.chunk(chunk).table.name
+        detail = f"{share:.0%} like {table}:{facts['line'][partner]}"
+        merged.notes.setdefault(row, []).append(("near_duplicate", detail))
+    for one, other in found.alike:
+        clusters.join(one, other)
+
+
+def _conflicts(facts: Any, alive: Rows, asked: NDArray[np.uint64]) -> Rows:
+    """Rows of one prompt that do not all answer alike."""
+    chat = (facts["kind"][alive] == KINDS.index("sft")) & (asked != 0)
+    rows, keys = alive[chat], asked[chat]
+    if not len(rows):
+        return rows
+    _, member = np.unique(keys, return_inverse=True)
+    answers = facts["answer_hash"][rows]
+    low = np.full(member.max() + 1, np.iinfo(np.uint64).max, np.uint64)
+    high = np.zeros(member.max() + 1, np.uint64)
+    np.minimum.at(low, member, answers)
+    np.maximum.at(high, member, answers)
+    return rows[(low != high)[member]]
+
+
+def reasons(merged: Merged) -> tuple[Counter[str], Counter[str]]:
+    """Lines per code: of the quarantined, and of those that stay."""
+    away: Counter[str] = Counter()
+    for info in merged.infos:
+        away.update(info["reasons"])
+    kept: Counter[str] = Counter()
+    aside = merged.side == QUARANTINE
+    for code in CODES:
+        flagged = (merged.facts["flags"] & np.uint32(BIT[code])) != 0
+        away[code] += int((flagged & aside).sum())
+        kept[code] += int((flagged & ~aside).sum())
+    return +away, +kept
+
+
+def write_rows(merged: Merged, folder: Path) -> int:
+    """Write train.jsonl, val.jsonl and quarantine.jsonl; returns the lines of the quarantine."""
+    names = {TRAIN: folder / "train.jsonl", VAL: folder / "val.jsonl"}
+    written = 0
+    fd = os.open(folder / "quarantine.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with names[TRAIN].open("wb") as train, names[VAL].open("wb") as val, os.fdopen(fd, "wb") as bad:
+        for number, place in enumerate(merged.places):
+            rows = merged.chunk_rows(number)
+            facts, side = merged.facts[rows], merged.side[rows]
+            content = (place / "rows.jsonl").read_bytes()
+            for first, last, which in _runs(side):
+                if which == QUARANTINE:
+                    continue
+                end = int(facts["start"][last] + facts["size"][last])
+                (train if which == TRAIN else val).write(content[facts["start"][first] : end])
+            for line in _quarantine_lines(merged, number):
+                bad.write(line)
+                written += 1
+    return written
+
+
+def _runs(side: NDArray[np.uint8]) -> Iterator[tuple[int, int, int]]:
+    """First row, last row and side of each run of equal sides."""
+    if not len(side):
+        return
+    borders = np.flatnonzero(np.diff(side)) + 1
+    for first, after in zip([0, *borders.tolist()], [*borders.tolist(), len(side)], strict=True):
+        yield first, after - 1, int(side[first])
+
+
+def _quarantine_lines(merged: Merged, number: int) -> list[bytes]:
+    """Entries of one chunk in the order of their lines."""
+    place, rows = merged.places[number], merged.chunk_rows(number)
+    with (place / "bad.jsonl").open("rb") as opened:
+        entries = [(orjson.loads(line)["line"], line) for line in opened]
+    aside = np.flatnonzero(merged.side[rows] == QUARANTINE)
+    if not len(aside):
+        return [line for _, line in entries]
+    table = merged.job.chunk(number).table
+    details = _details(place, set(aside.tolist()))
+    with table.path.open("rb") as opened:
+        for i in aside.tolist():
+            row = merged.facts[rows.start + i]
+            opened.seek(int(row["offset"]))
+            raw = opened.read(int(row["length"]))
+            why = _why(int(row["flags"]), details.get(i, []), merged.notes.get(rows.start + i, []))
+            line = int(row["line"])
+            entries.append((line, quarantined(table.name, line, int(row["offset"]), raw, why)))
+    return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
+
+
+def _details(place: Path, rows: set[int]) -> dict[int, list[tuple[str, str]]]:
+    found: dict[int, list[tuple[str, str]]] = {}
+    with (place / "details.jsonl").open("rb") as opened:
+        for line in opened:
+            row, code, detail = orjson.loads(line)
+            if row in rows:
+                found.setdefault(row, []).append((code, detail))
+    return found
+
+
+def _why(
+    flags: int, own: list[tuple[str, str]], shared: list[tuple[str, str]]
+) -> list[dict[str, str]]:
+    """Reasons of a row; a code without a detail of its own is named all the same."""
+    noted = [(c, d) for c, d in [*own, *shared] if flags & BIT[c]]
+    named = {c for c, _ in noted}
+    plain = [(c, "") for c in CODES if flags & BIT[c] and c not in named]
+    return [{"code": c, "detail": d} for c, d in [*noted, *plain]]

@@ -1,0 +1,113 @@
+"""Proof, by encoding it, that a row teaches what it says; and how to make it shorter."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainyard.data.messages import text_of
+from trainyard.data.rows import prompt_and_answer
+from trainyard.data.template import Encoded, RowNotRendered, Template
+
+Body = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Proof:
+    tokens: int
+    trained: int
+    """Of the tokens that are left within the longest sequence."""
+    findings: list[tuple[str, str]] = field(default_factory=list)
+
+
+def prove(template: Template, body: Body, max_seq_len: int | None) -> Proof:
+    """Encode the row as training will and look at the result."""
+    try:
+        encoded = template.encode(body)
+    except RowNotRendered as problem:
+        return Proof(0, 0, [("template", str(problem))])
+    found = []
+    if problem_seen := _lost_or_doubled(template, body, encoded):
+        found.append(("template", problem_seen))
+    tokens = len(encoded.input_ids)
+    left = encoded.trained if max_seq_len is None else encoded.trained[:max_seq_len]
+    trained = sum(left)
+    if not trained and body["kind"] != "prompt_only":
+        shown = "" if tokens == len(left) else f" within {max_seq_len} tokens"
+        found.append(("no_trained_tokens", f"nothing is left to learn{shown}"))
+    if max_seq_len is not None and tokens > max_seq_len:
+        found.append(("over_length", f"{tokens:,} tokens, the longest sequence is {max_seq_len:,}"))
+    return Proof(tokens, trained, found)
+
+
+def _lost_or_doubled(template: Template, body: Body, encoded: Encoded) -> str | None:
+    ids, bos = encoded.input_ids, template.special.get("bos_token")
+    first = template.tokenizer.token_to_id(bos) if bos is not None else None
+    if first is not None and ids[:2] == [first, first]:
+        return "the text begins with two BOS tokens"
+    kind = body["kind"]
+    if kind in ("pretrain", "tokenized"):
+        return None
+    prompt, answer = prompt_and_answer(body)
+    text, spans = template.render_row(body)
+    for i, message in enumerate([*prompt, *answer]):
+        content = text_of(message["content"]).strip()
+        if content and content not in text:
+            return f"the chat template loses the content of message {i + 1} ({message['role']})"
+    if kind == "sft" and template.marks_generation:
+        head = template.render_prompt(prompt, body.get("tools"))
+        if not text.startswith(head):
+            return "the chat template is not prefix-preserving: the prompt alone renders otherwise"
+    if spans and template.eos_token_ids:
+        last = max((i for i, t in enumerate(encoded.trained) if t), default=None)
+        if last is not None and ids[last] not in template.eos_token_ids:
+            return "the token that ends the answer is not trained"
+    return None
+
+
+def split(template: Template, body: Body, max_seq_len: int) -> list[Body]:
+    """Shorter rows that hold everything; empty when a single exchange is already too long.
+
+    Conversations divide after an answer, each part with the system text; text divides at tokens.
+    """
+    if body["kind"] == "pretrain":
+        return list(_windows(template, body, max_seq_len))
+    if body["kind"] != "sft":
+        return []
+    messages = body["messages"]
+    system = [m for m in messages[:1] if m["role"] in ("system", "developer")]
+    made: list[Body] = []
+    current: list[Mapping[str, Any]] = []
+    for exchange in _exchanges(messages[len(system) :]):
+        grown = {**body, "messages": [*system, *current, *exchange]}
+        if current and _length(template, grown) > max_seq_len:
+            made.append({**body, "messages": [*system, *current]})
+            current = []
+        current += exchange
+        if _length(template, {**body, "messages": [*system, *current]}) > max_seq_len:
+            return []
+    return [*made, {**body, "messages": [*system, *current]}]
+
+
+def _exchanges(messages: list[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    part: list[Mapping[str, Any]] = []
+    for message, after in zip(messages, [*messages[1:], None], strict=True):
+        part.append(message)
+        if after is None or (message["role"] == "assistant" and after["role"] == "user"):
+            yield part
+            part = []
+
+
+def _windows(template: Template, body: Body, max_seq_len: int) -> Iterator[Body]:
+    """Text cut at token borders, one token short for the EOS that each part gets."""
+    text = body["text"]
+    offsets = template.tokenizer.encode(text, add_special_tokens=False).offsets
+    size = max(1, max_seq_len - 2)
+    starts = [offsets[i][0] for i in range(0, len(offsets), size)]
+    starts[:1] = [0]
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        if text[start:end].strip():
+            yield {**body, "text": text[start:end]}
+
+
+def _length(template: Template, body: Body) -> int:
+    return len(template.encode(body).input_ids)

@@ -1,0 +1,76 @@
+"""Grams that are common in the data itself: the words of a template, not of a row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainyard.data.leakage import asked_and_told
+from trainyard.data.lines import Chunk, records
+from trainyard.data.messages import RowProblem
+from trainyard.data.rows import RowReader
+from trainyard.data.shingles import (
+    LONG_GRAM,
+    PROMPT_GRAM,
+    U64,
+    gram_hashes,
+    shingle_set,
+    unit_hashes,
+)
+from trainyard.recipe.data import SourceSpec
+
+ROWS = 2048
+COMMON_SHARE = 0.02
+FEWEST = 20
+
+
+@dataclass(frozen=True)
+class Common:
+    shingles: U64
+    long: U64
+    """13-grams."""
+    prompt: U64
+    """8-grams of prompts."""
+
+
+def common_grams(chunks: Sequence[Chunk], sources: Sequence[SourceSpec], max_bytes: int) -> Common:
+    """Grams in 2 % or more of about 2,048 rows spread over the data, and in 20 at least."""
+    nothing = np.empty(0, np.uint64)
+    texts = _sample(chunks, sources, max_bytes)
+    least = max(FEWEST, COMMON_SHARE * len(texts))
+    if len(texts) < FEWEST:
+        return Common(nothing, nothing, nothing)
+    shingles = [shingle_set(asked, told, nothing) for asked, told in texts]
+    long = [
+        np.unique(gram_hashes(np.concatenate([unit_hashes(t)[0] for t in pair]), LONG_GRAM))
+        for pair in texts
+    ]
+    prompt = [np.unique(gram_hashes(unit_hashes(asked)[0], PROMPT_GRAM)) for asked, _ in texts]
+    return Common(*(_frequent(per_row, least) for per_row in (shingles, long, prompt)))
+
+
+def _frequent(per_row: Sequence[U64], least: float) -> U64:
+    grams, counts = np.unique(np.concatenate(per_row), return_counts=True)
+    return grams[counts >= least]
+
+
+def _sample(
+    chunks: Sequence[Chunk], sources: Sequence[SourceSpec], max_bytes: int
+) -> list[tuple[bytes, bytes]]:
+    step = max(1, len(chunks) // 16)
+    chosen = list(zip(chunks, sources, strict=True))[::step]
+    per_chunk = ROWS // max(len(chosen), 1)
+    texts: dict[bytes, tuple[bytes, bytes]] = {}
+    for chunk, source in chosen:
+        reader = RowReader(chunk.table, source, max_bytes)
+        every = max(1, chunk.lines // per_chunk)
+        for line, (_, _, raw) in enumerate(records(chunk)):
+            if line % every:
+                continue
+            try:
+                body, _ = reader.read(raw)
+            except RowProblem:
+                continue
+            asked, told = asked_and_told(body)
+            texts.setdefault(told.encode() + asked.encode(), (asked.encode(), told.encode()))
+    return list(texts.values())

@@ -1,0 +1,125 @@
+"""What a conversation must look like before its words are read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainyard.data.messages import Message, RowProblem, text_of
+from trainyard.data.rows import prompt_and_answer
+
+Finding = tuple[str, str]
+"""A code of Checks, and what was found."""
+
+
+def refuse_unusable(body: Mapping[str, Any]) -> None:
+    """Raises RowProblem for a row without anything an assistant says, or that ends otherwise."""
+    if body["kind"] != "sft":
+        return
+    messages = body["messages"]
+    if messages[-1]["role"] == "assistant":
+        return
+    if any(m["role"] == "assistant" for m in messages):
+        raise RowProblem("last_not_assistant", f"the last message is from {messages[-1]['role']}")
+    raise RowProblem("no_assistant", "no message is from the assistant")
+
+
+def findings(body: Mapping[str, Any], folder: Path) -> list[Finding]:
+    """Findings about roles, emptiness, tools, images and the end of the answer."""
+    kind = body["kind"]
+    if kind in ("pretrain", "tokenized"):
+        return []
+    found: list[Finding] = []
+    prompt, answer = prompt_and_answer(dict(body))
+    whole = body["messages"] if kind == "sft" else [*prompt, *answer]
+    if problem := _order(whole):
+        found.append(("role_order", problem))
+    for message in [*whole, *body.get("rejected", ())]:
+        if message["role"] != "assistant" or message.get("tool_calls"):
+            continue
+        text = text_of(message["content"])
+        if not text or text.isspace():
+            found.append(("empty_output", "an assistant message is empty"))
+            break
+    if answer and (problem := _cut_off(text_of(answer[-1]["content"]))):
+        found.append(("truncated_output", problem))
+    if ("tools" in body or len(whole) > 2) and (problem := _calls(whole, body.get("tools"))):
+        found.append(("tool_calls", problem))
+    if problem := _images(body, whole, folder):
+        found.append(("images", problem))
+    return found
+
+
+def _order(messages: list[Message]) -> str | None:
+    before = ""
+    for i, message in enumerate(messages):
+        role = message["role"]
+        if role == "system" or role == "developer":
+            if before not in ("", "system", "developer"):
+                return f"message {i + 1} is from {role}, after {before}"
+        elif role == "user":
+            if before == "user":
+                return f"messages {i} and {i + 1} are both from user"
+        elif before in ("", "system", "developer"):
+            return f"message {i + 1} is from {role} before any question"
+        elif role == "tool" and before not in ("tool", "assistant"):
+            return f"message {i + 1} is a tool's result after {before}"
+        before = role
+    return None
+
+
+def _cut_off(answer: str) -> str | None:
+    """Signs that generation stopped early: the answer is open at its end."""
+    if answer.count("```") % 2:
+        return "a code block is not closed"
+    text = answer.strip()
+    if not text:
+        return None
+    first, last = text[0], text[-1]
+    if (first == "{" and last != "}" and '":' in text) or (first == "[" and last not in "])"):
+        if last not in ".!?`":
+            return "a JSON value is not closed"
+    elif last == "," and len(text) > 40:
+        return "it ends in a comma"
+    return None
+
+
+def _calls(messages: list[Message], tools: Any) -> str | None:
+    names = {tool.get("function", tool).get("name") for tool in tools or ()}
+    waiting: set[str] = set()
+    called = False
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            name = call["function"]["name"]
+            if tools is not None and name not in names:
+                return f"calls {name}, which is not among its tools"
+            called = True
+            if "id" in call:
+                waiting.add(call["id"])
+        if message["role"] != "tool":
+            continue
+        given = message.get("tool_call_id")
+        if not called:
+            return "a tool's result without a call"
+        if given is not None and waiting and given not in waiting:
+            return f"a result for the call {given!r}, which nobody made"
+    return None
+
+
+def _images(body: Mapping[str, Any], messages: list[Message], folder: Path) -> str | None:
+    given = body.get("images")
+    places = 0
+    for message in messages:
+        content = message["content"]
+        if type(content) is str:
+            places += content.count("<image>") if given is not None else 0
+        else:
+            places += sum(part.get("type") in ("image", "image_url") for part in content)
+    if given is None and not places:
+        return None
+    if given is not None and len(given) != places:
+        return f"{len(given)} images for {places} placeholders"
+    for image in given or ():
+        path = image.get("path") if isinstance(image, dict) else image
+        if isinstance(path, str) and "://" not in path and not (folder / path).is_file():
+            return f"the image {path} does not exist"
+    return None
