@@ -41,7 +41,8 @@ class Git(_Record):
     remote: str | None
     """Address of `origin`, without credentials."""
     dirty: bool
-    """Tracked files differ from the commit, or there are files that are neither tracked nor ignored."""
+    """Tracked files differ from the commit, or there are files that git neither tracks nor
+    ignores."""
     diff: str = ""
     """`git diff HEAD`, secrets masked, at most 1 MiB of it."""
     diff_digest: str | None = None

@@ -23,6 +23,21 @@ from trainyard.storage.folder import FolderStore
 from trainyard.storage.store import Entry, Store, explained_disk
 from trainyard.version import MANIFEST, Manifest, parse_manifest, read_manifest
 
+__all__ = [
+    "Progress",
+    "Store",
+    "Stored",
+    "delete_tree",
+    "exists",
+    "get_tree",
+    "list_versions",
+    "open_store",
+    "put_tree",
+    "stored",
+    "sweep",
+    "verify_tree",
+]
+
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
