@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test check unit flows services e2e up down pools schema clean
+.PHONY: help demo test check unit flows services e2e up down ui pools schema clean
 
 help: ## list the verbs
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ up: $(VENV)/ready ## Prefect server, workers, pools and deployments on this mach
 
 down: $(VENV)/ready ## end exactly what `make up` and `make demo` left running
 	@$(PY) -m deployments.down
+
+ui: $(VENV)/ready ## Prefect's UI on the runs of this folder, until Ctrl-C
+	@PREFECT_HOME=$(CURDIR)/.trainyard/prefect $(VENV)/bin/prefect server start
 
 pools: $(VENV)/ready ## create or update the work pools of the server at PREFECT_API_URL
 	@$(PY) -m deployments.pools

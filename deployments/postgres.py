@@ -1,4 +1,4 @@
-"""A PostgreSQL of our own under `.trainyard/postgres`, on loopback with a password, where it is installed."""
+"""A PostgreSQL of our own under `.trainyard/postgres`, on loopback, with a password."""
 
 import os
 import pwd
@@ -27,7 +27,17 @@ def start(folder: Path, log: Path, binaries: Path) -> tuple[subprocess.Popen[byt
         _initialise(folder, password_file, binaries)
     password = password_file.read_text().strip()
     port = free_port()
-    command = [str(binaries / "postgres"), "-D", str(folder), "-p", str(port), "-k", "", "-h", "127.0.0.1"]
+    command = [
+        str(binaries / "postgres"),
+        "-D",
+        str(folder),
+        "-p",
+        str(port),
+        "-k",
+        "",
+        "-h",
+        "127.0.0.1",
+    ]
     with log.open("ab") as output:
         server = subprocess.Popen(
             _as_owner(command), stdout=output, stderr=output, start_new_session=True, cwd="/"
@@ -47,7 +57,11 @@ def _initialise(folder: Path, password_file: Path, binaries: Path) -> None:
         os.chown(folder, owner.pw_uid, owner.pw_gid)
     command = [str(binaries / "initdb"), "-D", str(folder), *options, "--pwfile=/dev/stdin"]
     subprocess.run(
-        _as_owner(command), input=password_file.read_bytes(), check=True, capture_output=True, cwd="/"
+        _as_owner(command),
+        input=password_file.read_bytes(),
+        check=True,
+        capture_output=True,
+        cwd="/",
     )
 
 
@@ -74,7 +88,11 @@ def _create_database(binaries: Path, port: int, password: str) -> None:
 
     def run(statement: str) -> str:
         done = subprocess.run(
-            [*psql, "-d", "postgres", "-c", statement], env=env, check=True, capture_output=True, text=True
+            [*psql, "-d", "postgres", "-c", statement],
+            env=env,
+            check=True,
+            capture_output=True,
+            text=True,
         )
         return done.stdout.strip()
 

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import flows  # noqa: F401  (settles PREFECT_HOME)
 import httpx
 
+import flows  # noqa: F401  (settles PREFECT_HOME)
 from deployments import postgres
 from trainyard import files, process
 
@@ -20,9 +20,10 @@ RECORDS = HOME / "up.json"
 LOGS = HOME / "logs"
 PORT = int(os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
 API = f"http://127.0.0.1:{PORT}/api"
+LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 SQLITE_WARNING = (
-    "PostgreSQL is not installed: using SQLite, with one worker, and everything of a release in one "
-    "process. SQLite loses writes under several workers; install PostgreSQL for more."
+    "PostgreSQL is not installed: using SQLite with one worker, and a release runs in one process. "
+    "SQLite loses writes under several workers; install PostgreSQL for more."
 )
 
 
@@ -32,7 +33,10 @@ def main() -> int:
         print(f"already up at http://127.0.0.1:{PORT}: {', '.join(entry.name for entry in alive)}")
         return 0
     if process.port_in_use(PORT):
-        print(f"port {PORT} is in use: end what listens there, or set PREFECT_SERVER_API_PORT", file=sys.stderr)
+        print(
+            f"port {PORT} is in use: end what listens there, or set PREFECT_SERVER_API_PORT",
+            file=sys.stderr,
+        )
         return 2
     LOGS.mkdir(parents=True, exist_ok=True)
     started: list[process.ProcessRecord] = []
@@ -56,7 +60,7 @@ def main() -> int:
 def bring_up(started: list[process.ProcessRecord]) -> None:
     env = os.environ | {
         "PREFECT_API_URL": API,
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
         "TRAINYARD_ROOT": str(Path.cwd()),
     }
     binaries = postgres.find_binaries()
@@ -77,18 +81,24 @@ def bring_up(started: list[process.ProcessRecord]) -> None:
     subprocess.run([sys.executable, "-m", "deployments.pools"], env=env, check=True)
     deploy = [*prefect, "--no-prompt", "deploy", "--all"]
     with (LOGS / "deploy.log").open("wb") as log:
-        subprocess.run(deploy, env=env, check=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        subprocess.run(
+            deploy, env=env, check=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
     for pool in workers:
         name = f"worker-{pool}"
         command = [*prefect, "worker", "start", "--pool", pool, "--name", name]
-        # a worker hands every PREFECT_* that is set to its runs; they need only the server's address
         remember(started, spawn(command, env, name), name)
 
 
 def spawn(command: list[str], env: dict[str, str], name: str) -> "subprocess.Popen[bytes]":
     with (LOGS / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
 
 
@@ -114,7 +124,9 @@ def wait_until_healthy(deadline_s: float = 90) -> None:
                 return
         except httpx.TransportError:
             time.sleep(0.2)
-    raise SystemExit(f"the Prefect server did not answer at {API}; its log is {LOGS / 'server.log'}")
+    raise SystemExit(
+        f"the Prefect server did not answer at {API}; its log is {LOGS / 'server.log'}"
+    )
 
 
 if __name__ == "__main__":

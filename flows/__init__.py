@@ -15,6 +15,9 @@ if "PREFECT_HOME" not in os.environ:
     try:
         _home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        print(f"{_home} cannot be made: {error.strerror}; run from a folder you may write to", file=sys.stderr)
+        print(
+            f"{_home} cannot be made: {error.strerror}; run from a folder you may write to",
+            file=sys.stderr,
+        )
         sys.exit(2)
     os.environ["PREFECT_HOME"] = str(_home)

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
 from flows.local_server import server_at_hand
+from trainyard import files
 from trainyard.errors import Refused, TrainyardError
 from trainyard.recipe import parse_override
-from trainyard.run import Summary, reason_of
+from trainyard.run import Summary
 
 MARKS = {"done": "✓", "skipped": "=", "failed": "✗"}
 
@@ -89,10 +91,57 @@ def main(release: Callable[..., Summary]) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m flows.release", description=__doc__)
     parser.add_argument("recipe", metavar="RECIPE")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
-    parser.add_argument("--environment", default="laptop", help="default: laptop, all in one process")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key"
+    )
+    parser.add_argument(
+        "--environment", default="laptop", help="default: laptop, all in one process"
+    )
     parser.add_argument("--dry-run", action="store_true", help="plan only")
     return parser.parse_args()
+
+
+def closing_words(summary: Summary, seconds: float) -> str:
+    """Say what came out and where everything is."""
+    folder = Path(".trainyard/runs") / summary.run_id
+    lines = ["", f"{summary.verdict}  {summary.recipe} released in {seconds:.0f} s"]
+    for gate in files.read_json(folder / "gate.json")["gates"]:
+        bounds = f"95 % bounds {gate['low']:.4f} to {gate['high']:.4f}"
+        limit = f"{gate['op']} {gate['threshold']:g}"
+        lines.append(
+            f"  {gate['id']:<18}{gate['estimate']:.4f}  {bounds}, limit {limit}, n {gate['n']}"
+        )
+    lines += [
+        "",
+        f"version   {summary.version}",
+        f"endpoint  {summary.endpoint}",
+        *_question_and_answer(summary),
+        f"report    {summary.report}",
+        f"UI        {_ui_line(summary)}",
+        "end       make down   (the model serves until then)",
+    ]
+    return "\n".join(lines)
+
+
+def _question_and_answer(summary: Summary) -> list[str]:
+    """Ask the endpoint a held-out question, as a user would."""
+    folder = Path(".trainyard/runs") / summary.run_id
+    probe = files.read_json(folder / "probe.json")
+    reply = httpx.post(
+        f"{summary.endpoint}/chat/completions",
+        json=probe | {"model": summary.recipe},
+        timeout=60,
+    )
+    answer = reply.json()["choices"][0]["message"]["content"] if reply.is_success else reply.text
+    return [f"asked     {probe['messages'][-1]['content']}", f"answered  {answer}"]
+
+
+def _ui_line(summary: Summary) -> str:
+    run = f"runs/flow-run/{summary.flow_run_id}"
+    url = PREFECT_UI_URL.value()
+    if PREFECT_API_URL.value() and url:
+        return f"{url}/{run}"
+    return f"make ui   then open http://127.0.0.1:4200/{run}"
 
 
 def _terminated(*_: object) -> None:

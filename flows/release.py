@@ -10,6 +10,7 @@ from flows.evaluation import evaluation
 from flows.training import training
 from tasks import data, dispatch, gate, plan, registry, report, rollout
 from tasks.policy import quiet_own_errors
+from trainyard import release as stages
 from trainyard.environment import HERE, Environment, read_environment
 from trainyard.recipe import read_recipe
 from trainyard.release.champion import Champion
@@ -17,6 +18,7 @@ from trainyard.release.data import Checked
 from trainyard.release.evaluation import Evaluated
 from trainyard.release.job import Job
 from trainyard.release.training import Trained
+from trainyard.release.version import Candidate
 from trainyard.run import Run, Summary
 
 HOME = Path(".trainyard")
@@ -57,9 +59,9 @@ def release(
 
 
 def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> None:
-    """Plan, check, train, evaluate, gate, register, roll out: the first stage that says no ends it."""
+    """The stages in their order. The first one that says no ends the release."""
     with run.stage("plan") as stage:
-        stage.reason = plan.make(job)
+        stage.came_to(plan.make(job))
     if dry_run:
         return
     with run.stage("data") as stage:
@@ -78,7 +80,14 @@ def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> Non
         run.summary.verdict, stage.reason = decision.verdict, decision.reason
         gate.must_pass(decision)
     with run.stage("register") as stage:
-        registered = registry.register(job, run.summary, checked, trained, evaluated, decision)
+        candidate = Candidate(
+            checked=checked,
+            trained=trained,
+            champion=champion,
+            evaluated=evaluated,
+            decision=decision,
+        )
+        registered = registry.register(job, run.summary, candidate)
         run.summary.version = registered.served_name
         stage.came_to(registered)
     with run.stage("rollout") as stage:
@@ -90,8 +99,12 @@ def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> Non
 def train(job: Job, checked: Checked, where: Environment) -> Trained:
     if where.training == HERE:
         return training(job, checked)
-    parameters = {"job": job, "checked": checked}
-    return dispatch.run(where.training, parameters, "train", Trained)
+    return dispatch.once(
+        where.training,
+        "train",
+        parameters={"job": job, "checked": checked},
+        find=lambda: stages.training.find(job, checked),
+    )
 
 
 def evaluate(
@@ -99,8 +112,12 @@ def evaluate(
 ) -> Evaluated:
     if where.evaluation == HERE:
         return evaluation(job, trained, champion)
-    parameters = {"job": job, "trained": trained, "champion": champion}
-    return dispatch.run(where.evaluation, parameters, "evaluate", Evaluated)
+    return dispatch.once(
+        where.evaluation,
+        "evaluate",
+        parameters={"job": job, "trained": trained, "champion": champion},
+        find=lambda: stages.evaluation.find(job, trained, champion),
+    )
 
 
 if __name__ == "__main__":

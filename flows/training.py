@@ -1,4 +1,4 @@
-"""The GPU part of a release: train one adapter. Dispatched by a release, or called by it in place."""
+"""The GPU part of a release: train one adapter."""
 
 from prefect import flow
 
@@ -10,5 +10,5 @@ from trainyard.release.training import Trained
 
 @flow(name="training", flow_run_name="train {job.run_id}")
 def training(job: Job, checked: Checked) -> Trained:
-    """Fine-tune what `job` says on the rows of `checked`, from the last checkpoint if there is one."""
+    """Fine-tune on the checked rows, going on from the last checkpoint where there is one."""
     return task.train(job, checked)

@@ -1,6 +1,7 @@
 """Run a stage as a deployment of its own, in the work pool that the deployment names."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect import Flow
@@ -16,8 +17,11 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelling
+from pydantic import BaseModel
 
 from trainyard.errors import InputError, TrainingFailed, Unavailable
+
+Found = TypeVar("Found", bound=BaseModel)
 
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
 
@@ -25,6 +29,28 @@ UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateTy
 def flow_run_id() -> str | None:
     """Return the id of the flow run that this code is in."""
     return str(this_run.id) if this_run.id else None
+
+
+def once(
+    deployment: str,
+    stage: str,
+    *,
+    parameters: dict[str, BaseModel | None],
+    find: Callable[[], Found | None],
+) -> Found:
+    """Return what `find` finds; when there is nothing, run the deployment that makes it first."""
+    found = find()
+    if found is not None:
+        return found
+    plain = {name: value and value.model_dump(mode="json") for name, value in parameters.items()}
+    run(deployment, plain, stage)
+    made = find()
+    if made is None:
+        raise TrainingFailed(
+            f"{stage} by {deployment} completed, and its manifest is not in this home folder: the "
+            "workers must share it"
+        )
+    return made.model_copy(update={"skipped": False})
 
 
 def run(deployment: str, parameters: dict[str, Any], stage: str) -> None:
@@ -41,7 +67,11 @@ def run(deployment: str, parameters: dict[str, Any], stage: str) -> None:
         idempotency_key=f"{this_run.id}:{stage}:{this_run.run_count}",
         poll_interval=2,
     )
-    if not isinstance(started, FlowRun) or started.state is None or not started.state.is_completed():
+    if (
+        not isinstance(started, FlowRun)
+        or started.state is None
+        or not started.state.is_completed()
+    ):
         state = getattr(started, "state", None)
         said = f"{state.name}: {state.message}" if state else "without a state"
         raise TrainingFailed(f"{stage} by {deployment} ended {said}")
@@ -52,9 +82,7 @@ def _require_worker(deployment: str) -> None:
         try:
             found = client.read_deployment_by_name(deployment)
         except ObjectNotFound:
-            raise InputError(
-                f"no deployment {deployment}: `make up` makes it; or release with environment laptop"
-            ) from None
+            raise InputError(f"no deployment {deployment}: `make up` makes it") from None
         pool = found.work_pool_name
         state = client.read_work_pool(pool).status if pool else None
         if state is not None and state.value != "READY":
@@ -64,8 +92,12 @@ def _require_worker(deployment: str) -> None:
             )
 
 
-def cancel_children(flow: "Flow[..., Any]", flow_run: FlowRun, state: "State[Any]") -> None:
-    """Hook for a cancelled or crashed release. The names of the parameters are Prefect's own."""
+def cancel_children(
+    flow: "Flow[..., Any]",  # noqa: ARG001  (the worker calls hooks with these three names)
+    flow_run: FlowRun,
+    state: "State[Any]",  # noqa: ARG001
+) -> None:
+    """Hook for a cancelled or crashed release."""
     children = FlowRunFilter(
         parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[UUID(str(flow_run.id))]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),

@@ -3,17 +3,26 @@
 from prefect import task
 from prefect.artifacts import create_table_artifact
 
+from tasks.policy import RETRY_DELAYS_S, worth_retrying
 from trainyard import files, plan
+from trainyard.errors import InputError
 from trainyard.release.job import Job
 
 
-@task(name="plan")
+@task(
+    name="plan",
+    retries=2,
+    retry_delay_seconds=RETRY_DELAYS_S,
+    retry_condition_fn=worth_retrying,
+    timeout_seconds=600,
+)
 def make(job: Job) -> plan.Plan:
     """Raises InputError when something in the recipe can never work."""
-    made = plan.make(job.recipe, job.home)
+    made = plan.make(job)
     files.write_json(job.folder / "plan.json", made.model_dump(mode="json"))
     files.write_json(job.folder / "recipe.json", job.recipe.model_dump(mode="json"))
     rows = [stage.model_dump() for stage in made.stages]
-    create_table_artifact(key="plan", table=rows, description=plan.headline(made))
-    made.raise_problems()
+    create_table_artifact(key="plan", table=rows, description=made.words)
+    if made.problems:
+        raise InputError("; ".join(made.problems))
     return made

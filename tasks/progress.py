@@ -2,6 +2,8 @@
 
 import logging
 import time
+from typing import cast
+from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
@@ -14,7 +16,8 @@ EVERY_S = 2.0
 
 def shown(stage: str) -> Progress:
     """Return a callback for one stage; it belongs to the task run that asks for it."""
-    artifact = create_progress_artifact(progress=0.0, key=f"{stage}-progress", description=stage)
+    made = create_progress_artifact(progress=0.0, key=f"{stage}-progress", description=stage)
+    artifact = cast(UUID, made)  # a coroutine only inside an event loop
     last = 0.0
 
     def show(share: float, words: str) -> None:

@@ -19,7 +19,9 @@ def roll_out(job: Job, registered: Registered) -> rollout.Served:
         step.with_options(task_run_name=f"rollout: {name}")(controlled)
     served = rollout.end(job, registered, controlled, WHO)
     create_table_artifact(
-        key="rollout", table=[_row(done) for done in controlled.state.done], description=served.reason
+        key="rollout",
+        table=[_row(done) for done in controlled.state.done],
+        description=served.reason,
     )
     create_link_artifact(key="endpoint", link=served.endpoint, link_text=registered.served_name)
     return served

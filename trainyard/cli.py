@@ -81,9 +81,12 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 def _run_plan(args: argparse.Namespace) -> int:
     from trainyard import plan
     from trainyard.recipe import parse_override, read_recipe
+    from trainyard.release.job import Job
 
     recipe = read_recipe(args.recipe, dict(parse_override(text) for text in args.set))
-    made = plan.make(recipe, args.home)
+    made = plan.make(
+        Job(recipe=recipe, recipe_path=str(args.recipe), run_id="plan", home=args.home)
+    )
     _show(args, made.model_dump(mode="json"), plan.as_text(made))
     return 1 if made.problems else 0
 
@@ -122,7 +125,7 @@ def _run_verify(args: argparse.Namespace) -> int:
     from trainyard import versions
 
     found = versions.verify(args.version, args.home)
-    _show(args, found.model_dump(mode="json"), versions.as_text(found))
+    _show(args, found.model_dump(mode="json"), found.as_text())
     return 0
 
 
@@ -137,7 +140,8 @@ def _run_rollback(args: argparse.Namespace) -> int:
     from trainyard import versions
 
     done = versions.rollback(args.name, args.home, why=args.why)
-    _show(args, done.model_dump(mode="json"), done.as_text())
+    words = f"{done.back_to} serves again instead of {done.away_from}, after {done.seconds:.2f} s"
+    _show(args, done.model_dump(mode="json"), words)
     return 0
 
 

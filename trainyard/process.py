@@ -12,7 +12,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class ProcessRecord(BaseModel):
-    """A process that outlives us, told apart from a later one with the same id by its start time."""
+    """A process that outlives us; its start time tells it from a later one with its id."""
 
     pid: int
     started: float
@@ -38,7 +38,7 @@ def is_alive(process: ProcessRecord) -> bool:
     try:
         found = psutil.Process(process.pid)
         same = abs(found.create_time() - process.started) < 1.0
-        return same and found.status() != psutil.STATUS_ZOMBIE
+        return bool(same and found.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -72,4 +72,3 @@ def port_in_use(port: int, host: str = "127.0.0.1") -> bool:
         except OSError:
             return True
     return False
-

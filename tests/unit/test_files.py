@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="Out of range float"):
         files.write_json(path, {"x": float("nan")})
     assert files.read_json(path) == {"x": 1}
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_the_digest_of_json_ignores_the_order_of_keys() -> None:

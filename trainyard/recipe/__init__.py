@@ -52,7 +52,7 @@ class Recipe(Frozen):
     gates: GateSpecs
     """What the candidate must prove before it may ship."""
 
-    register: RegisterSpec = RegisterSpec()  # type: ignore[assignment]
+    register: RegisterSpec = RegisterSpec()
     """Where versions, their evidence and their aliases are kept."""
 
     deploy: DeploySpec = DeploySpec()

@@ -2,16 +2,19 @@
 
 import tempfile
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from trainyard import files, stage
-from trainyard.data.check import DataVerdict, check
+from trainyard.data.check import check
 from trainyard.data.locate import locate
+from trainyard.data.verdict import DataVerdict
 from trainyard.errors import Refused
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.data import SourceSpec
 from trainyard.release.job import Job, Progress, code_digest
+from trainyard.stage import Stage
 
 OUT = "out"
 
@@ -48,12 +51,21 @@ def digest_sources(sources: Iterable[SourceSpec]) -> dict[str, str]:
         }
 
 
+def find(job: Job) -> Checked | None:
+    """Return what an earlier run found in the same files."""
+    held = stage.find(job.home, "data", inputs(job))
+    found = held.finished()
+    return _checked(held, found, skipped=True) if found else None
+
+
 def run(job: Job, progress: Progress) -> Checked:
     """Raises Refused, with what was found, when the rows must not be trained on."""
     recipe = job.recipe
     with stage.opened(job.home, "data", inputs(job)) as held:
         found = held.finished()
-        if found is None:
+        if found:
+            checked = _checked(held, found, skipped=True)
+        else:
             verdict = check(
                 recipe.data,
                 held.folder / OUT,
@@ -62,14 +74,18 @@ def run(job: Job, progress: Progress) -> Checked:
                 max_seq_len=recipe.train.max_seq_len,
                 progress=lambda what, done, of: progress(done / max(of, 1), what),
             )
-            held.finish(verdict.model_dump(mode="json"), [OUT])
-        else:
-            verdict = DataVerdict.model_validate(found)
+            result = held.finish(asdict(verdict), [OUT])
+            checked = _checked(held, result, skipped=False)
         held.publish(OUT, job.folder / "data")
-    if verdict.verdict == "refuse":
+    if checked.verdict.verdict == "refuse":
         report = job.folder / "data" / "report.html"
-        raise Refused(f"the data check refuses: {summary(verdict)}; {report} shows every row")
-    return Checked(verdict=verdict, folder=held.folder / OUT, skipped=found is not None)
+        found_words = summary(checked.verdict)
+        raise Refused(f"the data check refuses: {found_words}; {report} shows every row")
+    return checked
+
+
+def _checked(held: Stage, verdict: dict[str, Any], *, skipped: bool) -> Checked:
+    return Checked(verdict=DataVerdict(**verdict), folder=held.folder / OUT, skipped=skipped)
 
 
 def summary(verdict: DataVerdict) -> str:

@@ -54,28 +54,31 @@ def find(job: Job, trained: Trained, champion: Champion | None) -> Evaluated | N
     """Return the scores of an earlier run with the same models and questions."""
     held = stage.find(job.home, "evaluate", inputs(job, trained.result.digest, champion))
     found = held.finished()
-    return _evaluated(job, held, found, skipped=True) if found else None
+    return _evaluated(held, found, skipped=True) if found else None
 
 
 def run(job: Job, trained: Trained, champion: Champion | None, progress: Progress) -> Evaluated:
+    """Raises InputError for an eval set or model that cannot be used, Unavailable if it is down."""
     key = inputs(job, trained.result.digest, champion)
     with stage.opened(job.home, "evaluate", key) as held:
         found = held.finished()
         if found:
-            return _evaluated(job, held, found, skipped=True)
-        with ExitStack() as engines:
-            evaluate(
-                job.recipe.evaluate,
-                _start(job, trained, champion, held.folder, engines),
-                held.folder / OUT,
-                progress=lambda what, done, of: progress(done / max(of, 1), what),
-            )
-        result = {"scores": means(held.folder / OUT / "scores.jsonl")}
-        return _evaluated(job, held, held.finish(result, [OUT]), skipped=False)
+            evaluated = _evaluated(held, found, skipped=True)
+        else:
+            with ExitStack() as engines:
+                evaluate(
+                    job.recipe.evaluate,
+                    _start(job, trained, champion, held.folder, engines),
+                    held.folder / OUT,
+                    progress=lambda what, done, of: progress(done / max(of, 1), what),
+                )
+            result = {"scores": means(held.folder / OUT / "scores.jsonl")}
+            evaluated = _evaluated(held, held.finish(result, [OUT]), skipped=False)
+        held.publish(OUT, job.folder / "evaluation")
+    return evaluated
 
 
-def _evaluated(job: Job, held: Stage, result: dict[str, Any], *, skipped: bool) -> Evaluated:
-    held.publish(OUT, job.folder / "evaluation")
+def _evaluated(held: Stage, result: dict[str, Any], *, skipped: bool) -> Evaluated:
     return Evaluated(folder=held.folder / OUT, scores=result["scores"], skipped=skipped)
 
 

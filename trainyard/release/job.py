@@ -36,7 +36,7 @@ class Job(Frozen):
 
 @cache
 def code_digest(*parts: str) -> str:
-    """Digest of the source of these files and folders of the package: it is an input like any other."""
+    """Digest of the source of these files and folders of the package: an input like any other."""
     found: dict[str, str] = {}
     for part in parts:
         path = PACKAGE / part

@@ -50,7 +50,9 @@ def end(job: Job, registered: Registered, controlled: Rollout, who: str) -> Serv
     steps = [step.model_dump(mode="json") for step in state.done]
     files.write_json(job.folder / "rollout.json", record | {"steps": steps})
     if state.phase != "done":
-        raise Refused(f"the rollout of {registered.served_name} ended {state.phase}: {state.reason}")
+        raise Refused(
+            f"the rollout of {registered.served_name} ended {state.phase}: {state.reason}"
+        )
     registry = open_registry(job.recipe.register.registry, job.home)
     registry.promote(registered.name, registered.digest, who=who, why=f"release {job.run_id}")
     already = any(step.decision == "already" for step in state.done)

@@ -1,4 +1,4 @@
-"""Stage `train`: from checked rows to an adapter. Its folder is the training's own, to resume in."""
+"""Stage `train`: from checked rows to an adapter, in a folder that a killed one resumes in."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,8 @@ from trainyard import stage
 from trainyard.recipe.base import Frozen
 from trainyard.release.data import Checked
 from trainyard.release.job import Job, Progress, code_digest
-from trainyard.training.job import ADAPTER, JOB, METRICS, RESULT, TrainJob, TrainResult, environment
 from trainyard.stage import Stage
+from trainyard.training.job import ADAPTER, JOB, METRICS, RESULT, TrainJob, TrainResult, environment
 from trainyard.training.launcher import launch
 
 
@@ -56,9 +56,9 @@ def train_job(job: Job, checked: Checked) -> TrainJob:
 
 def find(job: Job, checked: Checked) -> Trained | None:
     """Return what an earlier run trained from the same inputs."""
-    stage_ = stage.find(job.home, "train", inputs(job, checked.verdict.digest))
-    found = stage_.finished()
-    return _trained(job, stage_, found, skipped=True) if found else None
+    held = stage.find(job.home, "train", inputs(job, checked.verdict.digest))
+    found = held.finished()
+    return _trained(held, found, skipped=True) if found else None
 
 
 def run(job: Job, checked: Checked, progress: Progress) -> Trained:
@@ -66,18 +66,22 @@ def run(job: Job, checked: Checked, progress: Progress) -> Trained:
     with stage.opened(job.home, "train", inputs(job, checked.verdict.digest)) as held:
         found = held.finished()
         if found:
-            return _trained(job, held, found, skipped=True)
-        result = launch(
-            train_job(job, checked), held.folder, progress=lambda step: progress(*_shown(step))
-        )
-        held.finish(result.model_dump(mode="json"), [ADAPTER, METRICS, RESULT, JOB])
-        return _trained(job, held, result.model_dump(), skipped=False)
+            trained = _trained(held, found, skipped=True)
+        else:
+            result = launch(
+                train_job(job, checked), held.folder, progress=lambda step: progress(*_shown(step))
+            )
+            values = result.model_dump(mode="json")
+            held.finish(values, [ADAPTER, METRICS, RESULT, JOB])
+            trained = _trained(held, values, skipped=False)
+        for output in (ADAPTER, METRICS, RESULT):
+            held.publish(output, job.folder / "train" / output)
+    return trained
 
 
-def _trained(job: Job, held: Stage, result: dict[str, Any], *, skipped: bool) -> Trained:
-    for output in (ADAPTER, METRICS, RESULT):
-        held.publish(output, job.folder / "train" / output)
-    return Trained(result=TrainResult.model_validate(result), folder=held.folder, skipped=skipped)
+def _trained(held: Stage, result: dict[str, Any], *, skipped: bool) -> Trained:
+    values = TrainResult.model_validate(result)
+    return Trained(result=values, folder=held.folder, skipped=skipped)
 
 
 def _shown(step: dict[str, Any]) -> tuple[float, str]:

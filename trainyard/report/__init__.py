@@ -3,6 +3,7 @@
 No script, no font, no address: it opens from a mail attachment on a machine without a network.
 """
 
+import base64
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +18,11 @@ from trainyard.report.plots import forest_plot, line_chart
 from trainyard.run import Summary
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+STANDALONE = "background:#fff;font:12px sans-serif"
+STYLE = (
+    "<style>.grid{stroke:#dfe3ea}.line{fill:none;stroke:#2b62c9;stroke-width:1.8}"
+    "text{fill:#5d6778}</style>"
+)
 LABELS = {
     "PASS": "passed its gates",
     "FAIL": "was stopped by its gates",
@@ -45,7 +51,9 @@ def _content(folder: Path, summary: Summary) -> dict[str, Any]:
         "label": LABELS.get(summary.verdict or "", "did not finish"),
         "total_s": sum(stage.seconds or 0 for stage in summary.stages),
         "recipe": recipe,
-        "recipe_yaml": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else "",
+        "recipe_yaml": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+        if recipe
+        else "",
         "data": _read(folder / "data" / "verdict.json"),
         "training": _read(folder / "train" / "result.json"),
         "loss": Markup(line_chart(curve, "optimiser step", "loss")) if len(curve) > 1 else "",
@@ -93,3 +101,33 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
+def loss_markdown(folder: Path) -> str:
+    """Return the loss curve of a run as Markdown with the image inside."""
+    curve = loss_points(folder / "train" / "metrics.jsonl")
+    if len(curve) < 2:
+        return "No loss was logged."
+    image = line_chart(curve, "optimiser step", "loss").replace(
+        "<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" style="{STANDALONE}" ', 1
+    )
+    encoded = base64.b64encode(image.replace("<title>", f"{STYLE}<title>", 1).encode()).decode()
+    return f"![loss by step](data:image/svg+xml;base64,{encoded})"
+
+
+def as_markdown(summary: Summary) -> str:
+    """Return what a run came to as Markdown, for the Prefect UI."""
+    lines = [
+        f"# {summary.recipe}: {summary.verdict or summary.status}",
+        "",
+        *([f"**{summary.failed_stage}**: {summary.error}", ""] if summary.error else []),
+        *([f"Version `{summary.version}`"] if summary.version else []),
+        *([f"Endpoint `{summary.endpoint}`"] if summary.endpoint else []),
+        "",
+        "| stage | status | seconds | |",
+        "|---|---|---|---|",
+    ]
+    for stage in summary.stages:
+        reason = (stage.reason or "").replace("|", "\\|").replace("\n", " ")
+        lines.append(f"| {stage.name} | {stage.status} | {stage.seconds or 0:.1f} | {reason} |")
+    return "\n".join(lines)

@@ -1,0 +1,40 @@
+"""Find the champion, and register a version that passed."""
+
+from prefect import task
+from prefect.artifacts import create_link_artifact
+
+from tasks.policy import RETRY_DELAYS_S, worth_retrying
+from trainyard.release import champion, tracking, version
+from trainyard.release.champion import Champion
+from trainyard.release.job import Job
+from trainyard.release.version import Candidate, Registered
+from trainyard.run import Summary
+
+
+@task(
+    name="find champion",
+    retries=2,
+    retry_delay_seconds=RETRY_DELAYS_S,
+    retry_condition_fn=worth_retrying,
+    timeout_seconds=3600,
+)
+def find_champion(job: Job) -> Champion | None:
+    return champion.find_champion(job.recipe, job.home)
+
+
+@task(
+    name="register",
+    retries=3,
+    retry_delay_seconds=[*RETRY_DELAYS_S, 120.0],
+    retry_condition_fn=worth_retrying,
+    timeout_seconds=6 * 3600,
+)
+def register(job: Job, summary: Summary, candidate: Candidate) -> Registered:
+    registered = version.run(job, summary, candidate)
+    create_link_artifact(key="version", link=registered.url, link_text=registered.served_name)
+    return registered
+
+
+@task(name="track", timeout_seconds=1800)
+def track(job: Job, summary: Summary) -> None:
+    tracking.log(job, summary)

@@ -1,0 +1,142 @@
+"""What a release would do, skip, need and cost: before any of it, offline, without torch."""
+
+from typing import Literal
+
+from trainyard.evaluation.run import planned
+from trainyard.gate import Rules
+from trainyard.gate.foresight import foresee
+from trainyard.recipe import Recipe
+from trainyard.recipe.base import Frozen
+from trainyard.release import data, evaluation, training
+from trainyard.release.champion import Champion, find_champion
+from trainyard.release.job import Job
+
+
+class PlanStage(Frozen):
+    name: str
+    action: Literal["run", "skip"]
+    reason: str
+
+
+RUN_ALWAYS = "runs every time"
+AFTER_DATA = "its data is not checked yet"
+AFTER_TRAINING = "its adapter is not trained yet"
+NEW = "new inputs"
+SAME = "same inputs as before"
+
+
+class PlanMemory(Frozen):
+    needed_gib: float
+    available_gib: float | None
+    fits: bool | None
+    micro_batch: int | None
+    """Rows per forward pass that fit, at the same batch size."""
+
+
+class PlanGate(Frozen):
+    id: str
+    n: int
+    min_detectable: float | None
+    """True value (or true drop) that passes with probability 0.8."""
+    can_pass: bool
+
+
+class Plan(Frozen):
+    recipe: str
+    stages: list[PlanStage]
+    vram: PlanMemory | None
+    disk: dict[str, float]
+    """`needed_gib` and `free_gib`."""
+    time_s: float | None
+    gpu_hours: float | None
+    cost: float | None
+    gates: list[PlanGate]
+    problems: list[str]
+    """What can never work: a release with these does not start."""
+    notes: list[str]
+
+    @property
+    def skipped(self) -> bool:
+        return False
+
+    @property
+    def words(self) -> str:
+        runs = [stage.name for stage in self.stages if stage.action == "run"]
+        skips = [stage.name for stage in self.stages if stage.action == "skip"]
+        parts = [f"to run: {', '.join(runs)}"] if runs else []
+        parts += [f"to skip: {', '.join(skips)}"] if skips else []
+        if self.vram:
+            parts.append(f"{self.vram.needed_gib:.1f} GiB of memory")
+        return "; ".join(parts)
+
+
+def make(job: Job) -> Plan:
+    """Raises InputError when nothing can be planned; what is impossible is in `problems`."""
+    champion = find_champion(job.recipe, job.home)
+    gates, problems = _gates(job.recipe, champion)
+    memory_problems: list[str] = []
+    return Plan(
+        recipe=job.recipe.name,
+        stages=list(_stages(job, champion)),
+        vram=None,
+        disk={},
+        time_s=None,
+        gpu_hours=None,
+        cost=None,
+        gates=gates,
+        problems=[*problems, *memory_problems],
+        notes=[],
+    )
+
+
+def _gates(recipe: Recipe, champion: Champion | None) -> tuple[list[PlanGate], list[str]]:
+    arms = {"candidate", "base", *({"champion"} if champion else ())}
+    found = foresee(recipe.gates, planned(recipe.evaluate), arms, Rules.of(recipe.evaluate))
+    gates = [
+        PlanGate(id=g.id, n=g.n, min_detectable=g.min_detectable, can_pass=g.can_pass)
+        for g in found
+    ]
+    blocking = {gate.id for gate in recipe.gates if gate.severity == "block"}
+    problems = [f"gate {g.id}: {g.problem}" for g in found if g.problem and g.id in blocking]
+    return gates, problems
+
+
+def _stages(job: Job, champion: Champion | None) -> list[PlanStage]:
+    """Follow the chain of digests as far as earlier runs have laid it."""
+    stages = [PlanStage(name="plan", action="run", reason=RUN_ALWAYS)]
+    checked = data.find(job)
+    stages.append(_stage("data", checked is not None))
+    trained = training.find(job, checked) if checked else None
+    stages.append(_stage("train", trained is not None, NEW if checked else AFTER_DATA))
+    evaluated = evaluation.find(job, trained, champion) if trained else None
+    stages.append(_stage("evaluate", evaluated is not None, NEW if trained else AFTER_TRAINING))
+    stages.append(PlanStage(name="gate", action="run", reason=RUN_ALWAYS))
+    same = bool(trained and champion and champion.digest == trained.result.digest)
+    for name in ("register", "rollout"):
+        stages.append(_stage(name, same, NEW, "this version is champion already"))
+    return stages
+
+
+def _stage(name: str, skip: bool, new: str = NEW, same: str = SAME) -> PlanStage:
+    return PlanStage(name=name, action="skip" if skip else "run", reason=same if skip else new)
+
+
+def as_text(plan: Plan) -> str:
+    """Return the plan as a person reads it in a terminal."""
+    lines = [plan.recipe]
+    lines += [f"  {stage.name:<10}{stage.action:<6}{stage.reason}" for stage in plan.stages]
+    for gate in plan.gates:
+        power = gate.min_detectable
+        sees = "" if power is None else f", and 8 times of 10 at a true {power:.4g}"
+        can = "can pass" if gate.can_pass else "can never pass"
+        lines.append(f"  gate {gate.id}: {can} with {gate.n} items{sees}")
+    if plan.vram:
+        of = f" of {plan.vram.available_gib:.1f}" if plan.vram.available_gib else ""
+        lines.append(f"  memory {plan.vram.needed_gib:.1f}{of} GiB")
+    if plan.time_s is not None:
+        lines.append(f"  time about {plan.time_s / 60:.0f} min of training")
+    if plan.cost is not None:
+        lines.append(f"  cost about {plan.cost:.2f} for {plan.gpu_hours or 0:.2f} GPU-hours")
+    lines += [f"  note: {note}" for note in plan.notes]
+    lines += [f"  PROBLEM: {problem}" for problem in plan.problems]
+    return "\n".join(lines)

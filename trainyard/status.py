@@ -1,0 +1,63 @@
+"""What there is: runs, versions with their aliases, and what is served."""
+
+from pathlib import Path
+
+from trainyard import files, process, rollout
+from trainyard.recipe.base import Frozen
+from trainyard.rollout import ModelStatus
+from trainyard.run import Summary
+
+
+class RunStatus(Frozen):
+    run_id: str
+    recipe: str
+    status: str
+    """As in its summary; `interrupted` when the process that ran it is gone."""
+    verdict: str | None
+    stage: str | None
+    """Stage that it is in, or that failed."""
+    reason: str | None
+    version: str | None
+
+
+class Status(Frozen):
+    runs: list[RunStatus]
+    """The newest first."""
+    served: list[ModelStatus]
+
+
+def read(home: Path) -> Status:
+    summaries = sorted((home / "runs").glob("*/summary.json"), key=lambda p: p.stat().st_mtime)
+    return Status(runs=[_run(path) for path in reversed(summaries)], served=rollout.status(home))
+
+
+def _run(path: Path) -> RunStatus:
+    summary = Summary.model_validate(files.read_json(path))
+    gone = summary.status == "running" and not process.is_alive(summary.process)
+    last = summary.stages[-1].name if summary.stages else None
+    return RunStatus(
+        run_id=summary.run_id,
+        recipe=summary.recipe,
+        status="interrupted" if gone else summary.status,
+        verdict=summary.verdict,
+        stage=summary.failed_stage or (last if summary.status == "running" else None),
+        reason=summary.error,
+        version=summary.version,
+    )
+
+
+def as_text(status: Status, newest: int = 10) -> str:
+    lines = ["runs" if status.runs else "no runs yet: `make demo` makes the first"]
+    for run in status.runs[:newest]:
+        words = [run.status, run.verdict or "", run.version or "", run.stage and f"at {run.stage}"]
+        reason = (run.reason or "").splitlines()
+        lines.append("  ".join([f"  {run.run_id}", *filter(None, words), *reason[:1]]))
+    if status.served:
+        lines.append("served")
+    for model in status.served:
+        state = "ready" if model.ready else "not running"
+        where = model.endpoint or "no gateway"
+        lines.append(f"  {model.name}  {model.champion or 'no champion'}  {state}  {where}")
+        if model.weight:
+            lines.append(f"    canary {model.candidate} has {model.weight:g} %")
+    return "\n".join(lines)

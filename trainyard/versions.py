@@ -1,0 +1,69 @@
+"""What a person asks about versions from the command line: is it whole, and put the former back."""
+
+from pathlib import Path
+
+from trainyard import attestation, files, rollout
+from trainyard.errors import InputError, NotFound
+from trainyard.recipe import Recipe
+from trainyard.recipe.base import Frozen
+from trainyard.registry import open_registry
+from trainyard.release.champion import fetch
+from trainyard.rollout import Rollback
+
+
+class Verified(Frozen):
+    name: str
+    digest: str
+    folder: Path
+    files: int
+    verdict: str
+
+    def as_text(self) -> str:
+        return (
+            f"{self.name}@{self.digest[:12]} is whole: {self.files} files as archived, "
+            f"gates {self.verdict}, in {self.folder}"
+        )
+
+
+def verify(version: str, home: Path) -> Verified:
+    """Check a version's folder, or one in the archive by `NAME@REF`, every byte.
+
+    Raises Refused naming each file that differs, NotFound for a version that is not there.
+    """
+    folder, expected = Path(version), None
+    if not folder.is_dir():
+        name, _, ref = version.partition("@")
+        recipe = recipe_of(name, home)
+        record = open_registry(recipe.register.registry, home).resolve(name, ref or "production")
+        folder, expected = fetch(recipe, record, home), record.manifest_sha256
+    manifest = attestation.check(folder, expected)
+    return Verified(
+        name=manifest.name,
+        digest=manifest.digest,
+        folder=folder,
+        files=len(manifest.files),
+        verdict=files.read_json(folder / "gate.json")["verdict"],
+    )
+
+
+def rollback(name: str, home: Path, *, why: str, who: str = "command line") -> Rollback:
+    """Give the former champion all traffic, then the alias."""
+    recipe = recipe_of(name, home)
+    target = rollout.open_target(recipe.deploy, name, home)
+    done = rollout.rollback(target, why)
+    registry = open_registry(recipe.register.registry, home)
+    digest = registry.resolve(name, done.back_to).digest
+    registry.promote(name, digest, who=who, why=why)
+    return done
+
+
+def recipe_of(name: str, home: Path) -> Recipe:
+    """Return the recipe of the model's newest run: it says where its registry and archive are."""
+    if not name:
+        raise InputError("a version is named as NAME@DIGEST, NAME@ALIAS, or by its folder")
+    runs = sorted((home / "runs").glob(f"{name}-*/recipe.json"), key=lambda p: p.stat().st_mtime)
+    for path in reversed(runs):
+        recipe = Recipe.model_validate(files.read_json(path))
+        if recipe.name == name:
+            return recipe
+    raise NotFound(f"no release of {name} in {home}; `trainyard status` lists what there is")
