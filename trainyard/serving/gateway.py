@@ -58,7 +58,9 @@ async def _listen(
     app: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
 ) -> tuple[web.AppRunner, int]:
     """Serve `app`; a client that hangs up cancels its handler, and with it the engine's work."""
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, keepalive_timeout=75)
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, keepalive_timeout=75, lingering_time=2.0
+    )
     await runner.setup()
     site = web.TCPSite(runner, host, port, ssl_context=tls, backlog=2048, shutdown_timeout=10)
     try:

@@ -66,6 +66,12 @@ def problem(status: int, message: str, **headers: str) -> web.Response:
     return web.json_response(body, status=status, headers=headers)
 
 
+def _last(answer: web.Response) -> web.Response:
+    """End the connection after `answer`: the rest of the request's body is still on its way."""
+    answer.force_close()
+    return answer
+
+
 class Proxy:
     def __init__(self, config: GatewayConfig, routes: Routes, journal: Journal) -> None:
         self.config = config
@@ -107,10 +113,8 @@ class Proxy:
         metrics = self.journal.metrics
         if self.inflight >= self.config.max_inflight:
             metrics.shed.inc()
-            # an unread body cannot be skipped: the connection ends with this answer
-            request.protocol.force_close()
             busy = f"{self.inflight} requests are in progress, the most this gateway takes"
-            return problem(429, busy, **{"Retry-After": "1"})
+            return _last(problem(429, busy, **{"Retry-After": "1"}))
         self.inflight += 1
         try:
             call = await self._read(request)
@@ -127,19 +131,16 @@ class Proxy:
         limit = int(self.config.max_body_mib * 2**20)
         length = request.content_length
         if length is not None and length > limit:
-            request.protocol.force_close()
-            return problem(413, f"the body has {length} bytes; at most {limit} are taken")
+            return _last(problem(413, f"the body has {length} bytes; at most {limit} are taken"))
         try:
             # a body that came with its headers needs no timer
             whole = request.content.is_eof()
             async with asyncio.timeout(None if whole else self.config.body_timeout_s):
                 raw = await request.read()
         except TimeoutError:
-            request.protocol.force_close()
-            return problem(408, f"no whole body within {self.config.body_timeout_s:g} s")
+            return _last(problem(408, f"no whole body within {self.config.body_timeout_s:g} s"))
         except web.HTTPRequestEntityTooLarge:
-            request.protocol.force_close()
-            return problem(413, f"the body has more than {limit} bytes")
+            return _last(problem(413, f"the body is too long; at most {limit} bytes are taken"))
         try:
             body = json.loads(raw)
         except (ValueError, RecursionError) as error:
