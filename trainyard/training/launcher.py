@@ -24,7 +24,7 @@ Progress = Callable[[dict[str, Any]], None]
 
 RUNGS = 4
 """How often the micro-batch is halved before the job is declared too large."""
-RESTARTS = 2
+RESTARTS = 1
 """How often a program that hung, or that somebody killed, is started again."""
 POLL_S = 0.1
 ATTEMPTS = "attempts.json"

@@ -131,7 +131,7 @@ class Watch(TrainerCallback):
         elapsed = max(now - self.last[0], 1e-9)
         line = {
             "step": state.global_step,
-            "steps": state.max_steps,
+            "total_steps": state.max_steps,
             "epoch": round(state.epoch, 4),
             "loss": loss,
             "lr": float(logs["learning_rate"]),

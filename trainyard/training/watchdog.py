@@ -59,7 +59,7 @@ class Watched:
             self.lines = line["step"]
             self.step_s.append(line["seconds"] - (before["seconds"] if before else 0.0))
             typical = statistics.median(self.step_s[-50:])
-            yield line | {"eta_s": round(typical * (line["steps"] - line["step"]), 1)}
+            yield line | {"eta_s": round(typical * (line["total_steps"] - line["step"]), 1)}
 
     def stalled(self) -> str | None:
         """Say for how long nothing has happened, when that is too long."""

@@ -1,0 +1,72 @@
+"""A program that honours the job contract without training: python program.py MODE FOLDER."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+mode, folder = sys.argv[1], Path(sys.argv[2])
+job = json.loads((folder / "job.json").read_text())
+first = job["attempt"] == 1
+
+
+def end(code, kind="", message=""):
+    if kind:
+        (folder / "error.json").write_text(json.dumps({"kind": kind, "message": message}))
+    sys.exit(code)
+
+
+def beat(phase="training"):
+    (folder / "heartbeat.json").write_text(json.dumps({"phase": phase, "time": time.time()}))
+
+
+beat()
+match mode:
+    case "needs-2-rows" if job["device_batch_size"] > 2:
+        end(86, "out of memory", "CUDA out of memory")
+    case "never-fits":
+        end(86, "out of memory", "CUDA out of memory")
+    case "hangs-once" if first:
+        time.sleep(60)
+    case "hangs":
+        time.sleep(60)
+    case "killed-once" if first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    case "not-finite":
+        end(87, "not finite", "step 3: loss nan, gradient norm nan")
+    case "self-check":
+        end(88, "self-check", "padding: token 2 pads and ends a turn")
+    case "bad-input":
+        end(2, "input", "row 17 is too long")
+    case "crashes":
+        raise ImportError("no module named cuda")
+    case "leaves-nothing":
+        end(0)
+    case "with-child":
+        child = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)",
+            ]
+        )
+        (folder / "child").write_text(str(child.pid))
+
+with (folder / "metrics.jsonl").open("a") as metrics:
+    for step in (1, 2):
+        line = {"step": step, "total_steps": 2, "loss": 1.0, "tokens": 10 * step, "seconds": step}
+        metrics.write(json.dumps(line) + "\n")
+        metrics.flush()
+        if mode == "with-child":
+            time.sleep(60)
+(folder / "adapter").mkdir(exist_ok=True)
+(folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+result = {"steps": 2, "loss": 1.0, "tokens": 20, "seconds": 2, "backend": "fake", "digest": ""}
+sys.path.insert(0, str(Path(__file__).parents[3]))
+from trainyard.files import digest_tree  # noqa: E402
+
+result["digest"] = digest_tree(folder / "adapter")
+(folder / "result.json").write_text(json.dumps(result))
