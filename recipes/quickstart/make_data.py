@@ -72,17 +72,26 @@ def planted(rng: random.Random, good: Sequence[bytes], leak: bytes) -> list[Plan
     ]
 
 
-def files(seed: int) -> dict[str, list[bytes]]:
-    """File name -> lines without their newline."""
-    eval_lines = [encode(row) for row in task_rows(rng_for(seed, "eval"), "eval", EVAL_ROWS)]
-    corpus_lines = [encode(row) for row in corpus_rows(rng_for(seed, "corpus"), CORPUS_ROWS)]
+def good_lines(seed: int) -> list[bytes]:
     task = task_rows(rng_for(seed, "task"), "train", TASK_ROWS)
     replay = replay_rows(rng_for(seed, "replay"), REPLAY_ROWS)
-    good = [encode(row) for row in [*task, *replay]]
-    rng = rng_for(seed, "order")
-    lines = [*good, *(bad.line for bad in planted(rng, good, eval_lines[0]))]
-    rng.shuffle(lines)
-    return {"train.jsonl": lines, "eval.jsonl": eval_lines, "corpus.jsonl": corpus_lines}
+    return [encode(row) for row in [*task, *replay]]
+
+
+def eval_lines(seed: int) -> list[bytes]:
+    return [encode(row) for row in task_rows(rng_for(seed, "eval"), "eval", EVAL_ROWS)]
+
+
+def planted_rows(seed: int) -> list[Planted]:
+    return planted(rng_for(seed, "planted"), good_lines(seed), eval_lines(seed)[0])
+
+
+def files(seed: int) -> dict[str, list[bytes]]:
+    """File name -> lines without their newline."""
+    train = [*good_lines(seed), *(bad.line for bad in planted_rows(seed))]
+    rng_for(seed, "order").shuffle(train)
+    corpus = [encode(row) for row in corpus_rows(rng_for(seed, "corpus"), CORPUS_ROWS)]
+    return {"train.jsonl": train, "eval.jsonl": eval_lines(seed), "corpus.jsonl": corpus}
 
 
 def main() -> None:
