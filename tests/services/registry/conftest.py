@@ -1,11 +1,13 @@
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.services.registry.wandb_loopback import serve
+from tests.services.registry.wandb_state import TEAM, State
 from trainyard import registry, version
-from trainyard.recipe.register import MlflowRegistry
+from trainyard.recipe.register import MlflowRegistry, WandbRegistry
 from trainyard.registry import Registry, VersionRecord
 
 
@@ -23,6 +25,29 @@ def home(tmp_path: Path, migrated: Path) -> Path:
     folder.mkdir()
     shutil.copy(migrated, folder / "mlflow.db")
     return folder
+
+
+@pytest.fixture
+def wandb_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    """A W&B of our own, with a registry `model`, and a client that keeps to this test's folder."""
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / f"wandb-{name}"))
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    with serve(tmp_path / "wandb-server") as state:
+        state.create_registry("model")
+        yield state
+
+
+@pytest.fixture
+def wandb_spec(wandb_server: State) -> WandbRegistry:
+    return WandbRegistry(
+        kind="wandb",
+        entity=TEAM,
+        project="support",
+        base_url=wandb_server.url,
+        connect_timeout_s=10,
+    )
 
 
 Release = Callable[..., VersionRecord]

@@ -15,9 +15,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy i
 Release = Callable[..., VersionRecord]
 
 
-@pytest.fixture(params=["mlflow"])
+@pytest.fixture(params=["mlflow", "wandb"])
 def registry(request: pytest.FixtureRequest, home: Path) -> Registry:
-    return open_registry(MlflowRegistry(), home)
+    if request.param == "mlflow":
+        return open_registry(MlflowRegistry(), home)
+    return open_registry(request.getfixturevalue("wandb_spec"), home)
 
 
 def test_a_registered_version_is_found_with_all_its_facts(
