@@ -8,7 +8,8 @@ from typing import Any, Literal
 from trainyard.errors import InputError, NotFound
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.deploy import DeploySpec, LocalTarget
-from trainyard.rollout import local
+from trainyard.rollout.gateway_target import GatewayTarget, serving_folder
+from trainyard.rollout.local import LocalEngines
 from trainyard.rollout.state import (
     ACTIVE,
     Deployment,
@@ -45,7 +46,8 @@ def open_target(spec: DeploySpec, name: str, home: Path) -> Target:
     """The place that `spec` names, for the model `name`. Starts nothing."""
     match spec.target:
         case LocalTarget():
-            return local.LocalTarget(spec, name, home)
+            engines = LocalEngines(serving_folder(home, name))
+            return GatewayTarget(spec, name, home, engines)
 
 
 def run(
@@ -134,7 +136,7 @@ Verb = Literal["abort", "pause", "resume"]
 
 def command(home: Path, name: str, verb: Verb, why: str) -> None:
     """Tell the controller of a rollout in progress what a person wants."""
-    store = Store(home.absolute() / "serving" / name)
+    store = Store(serving_folder(home, name))
     state = store.state()
     if state is None or state.phase not in ACTIVE:
         raise NotFound(f"no rollout of {name} is in progress")
@@ -167,7 +169,7 @@ def status(home: Path) -> list[ModelStatus]:
 
 
 def _status(home: Path, name: str) -> ModelStatus:
-    target = local.LocalTarget(DeploySpec(), name, home)
+    target = open_target(DeploySpec(), name, home)
     store = Store(target.folder)
     deployment, state = store.deployment(), store.state()
     try:
@@ -208,5 +210,5 @@ def down(home: Path) -> list[str]:
     """Stop every engine and gateway that was started below `home`; returns the model names."""
     found = status(home)
     for model in found:
-        local.LocalTarget(DeploySpec(), model.name, home).down()
+        open_target(DeploySpec(), model.name, home).down()
     return [model.name for model in found]

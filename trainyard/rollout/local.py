@@ -1,52 +1,30 @@
-"""Target of processes on this machine: one engine per slot and one gateway.
+"""Engines as processes of this machine, one per slot, detached so that they outlive the release.
 
-All are detached and outlive the release. What runs is on record under `<home>/serving/<name>/`, so
-that a later process finds exactly these processes again, even after one of them was killed.
+What runs is on record under `<home>/serving/<name>/`: a later process finds exactly these again,
+even after one of them was killed.
 """
 
 import os
-import secrets
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from trainyard import files, process
-from trainyard.errors import InputError, NotFound, Unavailable
 from trainyard.recipe.base import Frozen
-from trainyard.recipe.deploy import DeploySpec
-from trainyard.rollout import readiness
-from trainyard.rollout.gateway_client import GatewayClient
-from trainyard.rollout.target import Observation, Readiness, ServedVersion, Slot
-from trainyard.serving.gateway_config import GatewayConfig, Routes, Variant
+from trainyard.rollout.target import Engine, ServedVersion, Slot
 
 Command = Callable[[ServedVersion, int], Sequence[str]]
 """Arguments that start an engine for a version on a port of 127.0.0.1."""
-
-T = TypeVar("T")
-
-_GATEWAY_START_S = 20
 
 # a Popen that is forgotten while its process runs warns; these are meant to outlive us
 _started: list[subprocess.Popen[bytes]] = []
 
 
-class Engine(Frozen):
-    """An engine in a slot, as recorded on disk."""
-
+class _Recorded(Frozen):
     version: ServedVersion
     process: process.ProcessRecord
     url: str
-
-
-class Gateway(Frozen):
-    """The gateway, as recorded on disk."""
-
-    process: process.ProcessRecord
-    url: str
-    admin_url: str
 
 
 def cpu_engine(version: ServedVersion, port: int) -> list[str]:
@@ -55,220 +33,62 @@ def cpu_engine(version: ServedVersion, port: int) -> list[str]:
     return [*program, "--adapter", f"{version.model}={version.adapter}"]
 
 
-class LocalTarget:
-    def __init__(
-        self, spec: DeploySpec, name: str, home: Path, command: Command = cpu_engine
-    ) -> None:
-        self.name = name
-        self.folder = home.absolute() / "serving" / name
-        self._spec = spec
+class LocalEngines:
+    def __init__(self, folder: Path, command: Command = cpu_engine) -> None:
+        self._folder = folder
         self._command = command
-        self._client: GatewayClient | None = None
 
-    # the gateway
+    def _file(self, slot: Slot) -> Path:
+        return self._folder / f"{slot}.json"
 
-    def _gateway(self) -> Gateway | None:
-        """Return the gateway that runs, or None."""
-        path = self.folder / "gateway.json"
-        if not path.exists():
+    def _log(self, slot: Slot) -> Path:
+        return self._folder / "logs" / f"{slot}.log"
+
+    def _recorded(self, slot: Slot) -> _Recorded | None:
+        path = self._file(slot)
+        return _Recorded.model_validate(files.read_json(path)) if path.exists() else None
+
+    def find(self, slot: Slot) -> Engine | None:
+        found = self._recorded(slot)
+        if found is None:
             return None
-        found = Gateway.model_validate(files.read_json(path))
-        return found if process.is_alive(found.process) else None
-
-    def _config(self) -> GatewayConfig:
-        """Config of the gateway: what the spec says, and tokens that are made once."""
-        path = self.folder / "gateway.config.json"
-        old = files.read_json(path) if path.exists() else {}
-        spec = self._spec
-        config = GatewayConfig(
-            name=self.name,
-            host=spec.host,
-            port=spec.port,
-            folder=self.folder,
-            token=old.get("token") or secrets.token_urlsafe(24),
-            replay_token=old.get("replay_token") or secrets.token_urlsafe(24),
-            answers=spec.answers,
-            max_inflight=spec.max_inflight,
-            max_body_mib=spec.max_body_mib,
-            log_fraction=spec.log_fraction,
-        )
-        files.write_json(path, config.model_dump(mode="json"), mode=0o600)
-        return config
-
-    def ensure_gateway(self) -> Gateway:
-        """Start the gateway unless it runs with this very config.
-
-        Raises InputError when it cannot listen, for instance because the port is taken.
-        """
-        path = self.folder / "gateway.config.json"
-        before = files.read_json(path) if path.exists() else None
-        config = self._config()
-        running = self._gateway()
-        if running is not None and before == config.model_dump(mode="json"):
-            return running
-        if running is not None:
-            process.stop(running.process)
-        ready = self.folder / "gateway.ready.json"
-        ready.unlink(missing_ok=True)
-        program = [sys.executable, "-m", "trainyard.serving.gateway", "--config", str(path)]
-        child, log = self._spawn(program, "gateway")
-        _wait(lambda: ready.exists() or child.poll() is not None, _GATEWAY_START_S)
-        if not ready.exists():
-            raise InputError(_last_line(log) or f"the gateway did not start; see {log}")
-        found = files.read_json(ready)
-        gateway = Gateway(
-            process=process.record(child.pid, "gateway"),
-            url=found["url"],
-            admin_url=found["admin_url"],
-        )
-        files.write_json(self.folder / "gateway.json", gateway.model_dump(mode="json"))
-        self._client = None
-        return gateway
-
-    def _admin(self) -> GatewayClient:
-        if self._client is None:
-            gateway = self.ensure_gateway()
-            token = files.read_json(self.folder / "gateway.config.json")["token"]
-            self._client = GatewayClient(gateway.admin_url, token)
-        return self._client
-
-    def _ask(self, question: Callable[[GatewayClient], T]) -> T:
-        """Ask the gateway; one that has died is started again with the routes it had."""
-        try:
-            return question(self._admin())
-        except Unavailable:
-            self._client = None
-            return question(self._admin())
-
-    def _spawn(self, program: Sequence[str], name: str) -> tuple[subprocess.Popen[bytes], Path]:
-        log = self.folder / "logs" / f"{name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as out:
-            child = subprocess.Popen(
-                program,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )
-        _started.append(child)
-        return child, log
-
-    # the engines
-
-    def _slot_file(self, slot: Slot) -> Path:
-        return self.folder / f"{slot}.json"
-
-    def engine(self, slot: Slot) -> Engine | None:
-        """Return what was last started in `slot` and not stopped, alive or not."""
-        path = self._slot_file(slot)
-        return Engine.model_validate(files.read_json(path)) if path.exists() else None
+        alive = process.is_alive(found.process)
+        words = "" if alive else last_line(self._log(slot))
+        return Engine(version=found.version, url=found.url, alive=alive, last_words=words)
 
     def start(self, version: ServedVersion, slot: Slot) -> None:
-        self.ensure_gateway()
-        found = self.engine(slot)
-        if found is not None:
-            if found.version == version and process.is_alive(found.process):
-                return
-            self.stop(slot)
         port = process.free_port()
-        child, _ = self._spawn(self._command(version, port), slot)
-        engine = Engine(
+        child = spawn(self._command(version, port), self._log(slot))
+        recorded = _Recorded(
             version=version,
             process=process.record(child.pid, slot),
             url=f"http://127.0.0.1:{port}",
         )
-        files.write_json(self._slot_file(slot), engine.model_dump(mode="json"))
-
-    def ready(self, slot: Slot) -> Readiness:
-        engine = self.engine(slot)
-        if engine is None:
-            return Readiness(ready=False, alive=False, why=f"nothing was started in {slot}")
-        if not process.is_alive(engine.process):
-            last = _last_line(self.folder / "logs" / f"{slot}.log")
-            return Readiness(ready=False, alive=False, why=f"the engine ended: {last}")
-        why = readiness.problem(engine.url, engine.version)
-        return Readiness(ready=why is None, alive=True, why=why or "")
-
-    def alive(self, slot: Slot) -> bool:
-        engine = self.engine(slot)
-        return engine is not None and process.is_alive(engine.process)
+        files.write_json(self._file(slot), recorded.model_dump(mode="json"))
 
     def stop(self, slot: Slot) -> None:
-        engine = self.engine(slot)
-        if engine is not None:
-            process.stop(engine.process)
-            self._slot_file(slot).unlink(missing_ok=True)
+        found = self._recorded(slot)
+        if found is not None:
+            process.stop(found.process)
+            self._file(slot).unlink(missing_ok=True)
 
-    # the traffic
 
-    def endpoint(self) -> str:
-        gateway = self._gateway()
-        if gateway is None:
-            raise NotFound(f"no gateway runs for {self.name}")
-        return gateway.url
-
-    def _variant(self, slot: Slot) -> Variant:
-        engine = self.engine(slot)
-        if engine is None:
-            raise InputError(f"slot {slot} of {self.name} has no engine to give traffic to")
-        return Variant(url=engine.url, model=engine.version.model, digest=engine.version.digest)
-
-    def set_weights(
-        self,
-        weights: Mapping[Slot, float],
-        champion: Slot,
-        *,
-        lease_s: float | None = None,
-        salt: str = "",
-    ) -> None:
-        check_weights(weights, champion)
-        others = [slot for slot in weights if slot != champion]
-        weight = weights[others[0]] if others else 0.0
-        routes = Routes(
-            champion=self._variant(champion),
-            canary=self._variant(others[0]) if others else None,
-            weight=weight,
-            salt=salt,
-            lease_until=time.time() + lease_s if lease_s is not None and weight else None,
+def spawn(program: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a process that outlives this one; what it says goes to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as out:
+        child = subprocess.Popen(
+            program,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
-        self._ask(lambda gateway: gateway.replace(routes))
-
-    def renew(self, lease_s: float) -> float:
-        return self._ask(lambda gateway: gateway.renew(lease_s))
-
-    def observe(self, since: int) -> Observation:
-        return self._ask(lambda gateway: gateway.records(since))
-
-    def replay_headers(self) -> Mapping[str, str]:
-        token = files.read_json(self.folder / "gateway.config.json")["replay_token"]
-        return {"x-trainyard-replay": token}
-
-    def down(self) -> None:
-        gateway = self._gateway()
-        if gateway is not None:
-            process.stop(gateway.process)
-        (self.folder / "gateway.json").unlink(missing_ok=True)
-        slots: tuple[Slot, Slot] = ("blue", "green")
-        for slot in slots:
-            self.stop(slot)
+    _started.append(child)
+    return child
 
 
-def check_weights(weights: Mapping[Slot, float], champion: Slot) -> None:
-    if abs(sum(weights.values()) - 100) > 1e-9 or min(weights.values()) < 0:
-        shown = ", ".join(f"{slot} {weight:g}" for slot, weight in weights.items())
-        raise InputError(f"weights ({shown}) must be percentages that add up to 100")
-    if champion not in weights:
-        raise InputError(f"the champion's slot {champion} is not among {', '.join(weights)}")
-
-
-def _wait(done: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not done() and time.monotonic() < end:
-        time.sleep(0.05)
-
-
-def _last_line(log: Path) -> str:
+def last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     return lines[-1] if lines else ""

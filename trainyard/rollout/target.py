@@ -43,6 +43,26 @@ class Readiness(Frozen):
     why: str = ""
 
 
+class Engine(Frozen):
+    """What was started in a slot and not stopped since."""
+
+    version: ServedVersion
+    url: str
+    alive: bool
+    last_words: str = ""
+    """What it said last, once it has ended."""
+
+
+class Engines(Protocol):
+    """Starts and stops engines behind a gateway; what runs is on record, not in memory."""
+
+    def start(self, version: ServedVersion, slot: Slot) -> None: ...
+
+    def find(self, slot: Slot) -> Engine | None: ...
+
+    def stop(self, slot: Slot) -> None: ...
+
+
 class Observation(Frozen):
     """Requests that the gateway has answered since the last look."""
 
