@@ -178,7 +178,8 @@ def sync_offline_runs(spec: WandbRegistry, home: Path) -> list[Path]:
             continue
         secret = secrets.resolve(spec.api_key)
         done = subprocess.run(
-            [sys.executable, "-m", "wandb", "sync", str(folder)],
+            [sys.executable, "-m", "wandb", "sync", str(folder.absolute())],
+            cwd=home,  # it leaves a log where it runs
             env=os.environ | {"WANDB_API_KEY": secret, "WANDB_BASE_URL": spec.base_url},
             capture_output=True,
             text=True,
