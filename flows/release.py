@@ -10,14 +10,15 @@ from flows.evaluation import evaluation
 from flows.training import training
 from tasks import data, dispatch, gate, plan, registry, report, rollout
 from tasks.policy import quiet_own_errors
-from trainyard import release as stages
 from trainyard.environment import HERE, Environment, read_environment
 from trainyard.recipe import read_recipe
 from trainyard.release.champion import Champion
 from trainyard.release.data import Checked
 from trainyard.release.evaluation import Evaluated
+from trainyard.release.evaluation import find as find_evaluated
 from trainyard.release.job import Job
 from trainyard.release.training import Trained
+from trainyard.release.training import find as find_trained
 from trainyard.release.version import Candidate
 from trainyard.run import Run, Summary
 
@@ -103,7 +104,7 @@ def train(job: Job, checked: Checked, where: Environment) -> Trained:
         where.training,
         "train",
         parameters={"job": job, "checked": checked},
-        find=lambda: stages.training.find(job, checked),
+        find=lambda: find_trained(job, checked),
     )
 
 
@@ -116,7 +117,7 @@ def evaluate(
         where.evaluation,
         "evaluate",
         parameters={"job": job, "trained": trained, "champion": champion},
-        find=lambda: stages.evaluation.find(job, trained, champion),
+        find=lambda: find_evaluated(job, trained, champion),
     )
 
 

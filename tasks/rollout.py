@@ -1,13 +1,17 @@
 """Give a version traffic, one task per step. A step is not retried: its state is on disk."""
 
+from pathlib import Path
+
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from tasks.policy import RETRY_DELAYS_S, worth_retrying
+from trainyard import versions
 from trainyard.release import rollout
 from trainyard.release.job import Job
 from trainyard.release.version import Registered
-from trainyard.rollout import Rollout, StepRecord
+from trainyard.rollout import Rollback, Rollout, StepRecord
 
 WHO = "release"
 
@@ -25,6 +29,23 @@ def roll_out(job: Job, registered: Registered) -> rollout.Served:
     )
     create_link_artifact(key="endpoint", link=served.endpoint, link_text=registered.served_name)
     return served
+
+
+@task(
+    name="find version",
+    retries=2,
+    retry_delay_seconds=RETRY_DELAYS_S,
+    retry_condition_fn=worth_retrying,
+    timeout_seconds=3600,
+    cache_policy=NO_CACHE,
+)
+def find(name: str, version: str, home: Path) -> tuple[Job, Registered]:
+    return versions.to_serve(name, version, home)
+
+
+@task(name="rollback", cache_policy=NO_CACHE)
+def roll_back(name: str, home: Path, why: str) -> Rollback:
+    return versions.rollback(name, home, why=why, who="rollback flow")
 
 
 @task(name="rollout step", cache_policy=NO_CACHE, persist_result=False)

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from trainyard import needs
+from trainyard.errors import TrainyardError, Unavailable
 from trainyard.evaluation.run import planned
 from trainyard.gate import Rules
 from trainyard.gate.foresight import foresee
@@ -9,6 +11,7 @@ from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.release import data, evaluation, training
 from trainyard.release.champion import Champion, find_champion
+from trainyard.release.data import Checked
 from trainyard.release.job import Job
 
 
@@ -25,14 +28,6 @@ NEW = "new inputs"
 SAME = "same inputs as before"
 
 
-class PlanMemory(Frozen):
-    needed_gib: float
-    available_gib: float | None
-    fits: bool | None
-    micro_batch: int | None
-    """Rows per forward pass that fit, at the same batch size."""
-
-
 class PlanGate(Frozen):
     id: str
     n: int
@@ -44,7 +39,7 @@ class PlanGate(Frozen):
 class Plan(Frozen):
     recipe: str
     stages: list[PlanStage]
-    vram: PlanMemory | None
+    vram: needs.Memory | None
     disk: dict[str, float]
     """`needed_gib` and `free_gib`."""
     time_s: float | None
@@ -72,21 +67,40 @@ class Plan(Frozen):
 
 def make(job: Job) -> Plan:
     """Raises InputError when nothing can be planned; what is impossible is in `problems`."""
-    champion = find_champion(job.recipe, job.home)
+    notes: list[str] = []
+    champion = _champion(job, notes)
     gates, problems = _gates(job.recipe, champion)
-    memory_problems: list[str] = []
+    checked = _checked(job)
+    needed = needs.of(job.recipe, job.home, checked)
+    cost = needed.budget
     return Plan(
         recipe=job.recipe.name,
-        stages=list(_stages(job, champion)),
-        vram=None,
-        disk={},
-        time_s=None,
-        gpu_hours=None,
-        cost=None,
+        stages=_stages(job, checked, champion),
+        vram=needed.memory,
+        disk=needed.disk,
+        time_s=cost and round(cost.hours * 3600, 1),
+        gpu_hours=cost and round(cost.gpu_hours, 3),
+        cost=cost.cost if cost else None,
         gates=gates,
-        problems=[*problems, *memory_problems],
-        notes=[],
+        problems=[*problems, *needed.problems],
+        notes=[*notes, *needed.notes],
     )
+
+
+def _champion(job: Job, notes: list[str]) -> Champion | None:
+    try:
+        return find_champion(job.recipe, job.home)
+    except TrainyardError as error:
+        notes.append(f"planned as a first release: the champion is not known ({error})")
+        return None
+
+
+def _checked(job: Job) -> Checked | None:
+    """What an earlier run found in the same data; None also where the base is not here yet."""
+    try:
+        return data.find(job)
+    except Unavailable:
+        return None
 
 
 def _gates(recipe: Recipe, champion: Champion | None) -> tuple[list[PlanGate], list[str]]:
@@ -101,10 +115,9 @@ def _gates(recipe: Recipe, champion: Champion | None) -> tuple[list[PlanGate], l
     return gates, problems
 
 
-def _stages(job: Job, champion: Champion | None) -> list[PlanStage]:
+def _stages(job: Job, checked: Checked | None, champion: Champion | None) -> list[PlanStage]:
     """Follow the chain of digests as far as earlier runs have laid it."""
     stages = [PlanStage(name="plan", action="run", reason=RUN_ALWAYS)]
-    checked = data.find(job)
     stages.append(_stage("data", checked is not None))
     trained = training.find(job, checked) if checked else None
     stages.append(_stage("train", trained is not None, NEW if checked else AFTER_DATA))

@@ -8,6 +8,8 @@ from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.registry import open_registry
 from trainyard.release.champion import fetch
+from trainyard.release.job import Job
+from trainyard.release.version import Registered
 from trainyard.rollout import Rollback
 
 
@@ -55,6 +57,22 @@ def rollback(name: str, home: Path, *, why: str, who: str = "command line") -> R
     digest = registry.resolve(name, done.back_to).digest
     registry.promote(name, digest, who=who, why=why)
     return done
+
+
+def to_serve(name: str, ref: str, home: Path) -> tuple[Job, Registered]:
+    """Find a registered version by alias or digest, bring it here, and check all of it.
+
+    Raises Refused for one that was altered or did not pass its gates.
+    """
+    recipe = recipe_of(name, home)
+    record = open_registry(recipe.register.registry, home).resolve(name, ref)
+    folder = fetch(recipe, record, home)
+    attestation.check(folder, record.manifest_sha256)
+    job = Job(recipe=recipe, recipe_path=f"{name}@{ref}", run_id=record.run_id, home=home)
+    registered = Registered(
+        name=name, digest=record.digest, folder=folder, url=record.url, skipped=True
+    )
+    return job, registered
 
 
 def recipe_of(name: str, home: Path) -> Recipe:

@@ -3,7 +3,3 @@
 A stage's inputs are a dict whose digest names its folder (trainyard/stage.py). The same content is
 not worked on twice, and a change of the code that does the work counts as a change.
 """
-
-from trainyard.release import data, evaluation, training
-
-__all__ = ["data", "evaluation", "training"]

@@ -79,8 +79,8 @@ def run(job: Job, progress: Progress) -> Checked:
         held.publish(OUT, job.folder / "data")
     if checked.verdict.verdict == "refuse":
         report = job.folder / "data" / "report.html"
-        found_words = summary(checked.verdict)
-        raise Refused(f"the data check refuses: {found_words}; {report} shows every row")
+        why = "; ".join(checked.verdict.problems)
+        raise Refused(f"the data check refuses: {why}. {report} shows every row")
     return checked
 
 

@@ -1,0 +1,22 @@
+"""Put the former champion back."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from tasks import rollout as tasks
+from tasks.policy import quiet_own_errors
+from trainyard.rollout import Rollback
+
+quiet_own_errors()
+
+
+@flow(name="rollback", flow_run_name="{name}")
+def rollback(name: str, why: str) -> Rollback:
+    """Give the former champion of a model all traffic again, then the alias.
+
+    Args:
+        name: Name of the model, as in its recipe.
+        why: Goes into the history of the alias.
+    """
+    return tasks.roll_back(name, Path(".trainyard"), why)

@@ -1,0 +1,23 @@
+"""Give a registered version traffic, step by step, without training it again."""
+
+from pathlib import Path
+
+from prefect import flow
+
+from tasks import rollout as tasks
+from tasks.policy import quiet_own_errors
+from trainyard.release.rollout import Served
+
+quiet_own_errors()
+
+
+@flow(name="rollout", flow_run_name="{name} {version}")
+def rollout(name: str, version: str = "candidate") -> Served:
+    """Roll out one registered version of a model; back to the champion when it is worse.
+
+    Args:
+        name: Name of the model, as in its recipe.
+        version: An alias (candidate, previous) or the beginning of a digest.
+    """
+    job, registered = tasks.find(name, version, Path(".trainyard"))
+    return tasks.roll_out(job, registered)
