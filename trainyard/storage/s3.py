@@ -12,8 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,26 +23,25 @@ import certifi
 import urllib3
 from minio import Minio
 from minio.datatypes import Part
-from minio.error import MinioException, S3Error, ServerError
+from minio.error import InvalidResponseError, S3Error, ServerError
 
 from trainyard import secrets
-from trainyard.errors import InputError, NotFound, Refused, Unavailable
+from trainyard.errors import InputError, Refused, Unavailable
 from trainyard.recipe.register import S3Archive
+from trainyard.storage.s3_errors import (
+    MISSING,
+    NO_RESUME,
+    code_of,
+    explain,
+    heals,
+    is_distrust,
+    short,
+)
 from trainyard.storage.store import Entry
 
 logger = logging.getLogger(__name__)
 
-_MISSING = {"NoSuchKey", "NoSuchObject", "ResourceNotFound", "NotFound"}
-_WRONG_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"}
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
-_TRANSIENT = {
-    "InternalError",
-    "SlowDown",
-    "ServiceUnavailable",
-    "RequestTimeout",
-    "OperationAborted",
-}
-_NO_RESUME = {"NotImplemented", "MethodNotAllowed"}
+_ANSWERED = (S3Error, ServerError, InvalidResponseError)
 _ATTEMPTS = 4
 _ONE_PUT_MIB = 5
 _MOST_PARTS = 10_000
@@ -141,6 +139,10 @@ class S3Store:
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         with self._explained(f"{self.url}/{prefix}"):
+            if not self._again(lambda: self.client.bucket_exists(self.bucket)):
+                if self.spec.create_bucket:
+                    return
+                raise self._no_bucket()
             found = self.client.list_objects(self.bucket, prefix=self._name(prefix), recursive=True)
             for item in found:
                 yield Entry(self._key(item.object_name), item.size, item.last_modified)
@@ -207,8 +209,8 @@ class S3Store:
                 part.part_number: (part.etag.strip('"'), part.size or 0)
                 for part in self.client.parts(self.bucket, name, upload)
             }
-        except S3Error as error:
-            if error.code in _NO_RESUME:
+        except _ANSWERED as error:
+            if code_of(error) in NO_RESUME:
                 return None, {}
             raise
         logger.info("%s: going on with an upload that has %d parts", name, len(parts))
@@ -224,8 +226,8 @@ class S3Store:
     def _has(self, name: str, size: int, sha256: str) -> bool:
         try:
             found = self._again(lambda: self.client.stat_object(self.bucket, name))
-        except S3Error as error:
-            if error.code in _MISSING:
+        except _ANSWERED as error:
+            if code_of(error) in MISSING:
                 return False
             raise
         return found.size == size and (found.metadata or {}).get("x-amz-meta-sha256") == sha256
@@ -246,12 +248,15 @@ class S3Store:
             return
         if not self._again(lambda: self.client.bucket_exists(self.bucket)):
             if not self.spec.create_bucket:
-                raise InputError(
-                    f"{self.spec.endpoint} has no bucket {self.bucket}; create it, or set "
-                    "`create_bucket: true` in register.archive"
-                )
+                raise self._no_bucket()
             self.client.make_bucket(self.bucket)
         self.bucket_checked = True
+
+    def _no_bucket(self) -> InputError:
+        return InputError(
+            f"{self.spec.endpoint} has no bucket {self.bucket}; create it, or set "
+            "`create_bucket: true` in register.archive"
+        )
 
     def _check_etag(self, what: str, md5: str, etag: str) -> None:
         if etag != md5:
@@ -262,10 +267,10 @@ class S3Store:
         for attempt in range(_ATTEMPTS):
             try:
                 return call()
-            except (urllib3.exceptions.HTTPError, ServerError, S3Error) as error:
-                if attempt == _ATTEMPTS - 1 or not _heals(error):
+            except (urllib3.exceptions.HTTPError, *_ANSWERED) as error:
+                if attempt == _ATTEMPTS - 1 or not heals(error):
                     raise
-                logger.info("%s: %s, trying again", self.url, _short(error))
+                logger.info("%s: %s, trying again", self.url, short(error))
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError("unreachable")
 
@@ -279,15 +284,17 @@ class S3Store:
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except S3Error as error:
-            raise _explain(self.spec, self.bucket, what, error) from error
-        except (urllib3.exceptions.HTTPError, MinioException) as error:
-            if isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError):
+        except _ANSWERED as error:
+            if code_of(error):
+                raise explain(self.spec, self.bucket, what, error) from error
+            raise Unavailable(f"{self.spec.endpoint} did not answer: {short(error)}") from error
+        except urllib3.exceptions.HTTPError as error:
+            if is_distrust(error):
                 raise InputError(
                     f"{self.spec.endpoint} shows a certificate that is not trusted "
-                    f"({_short(error)}); name its authority in register.archive.ca"
+                    f"({short(error)}); name its authority in register.archive.ca"
                 ) from error
-            raise Unavailable(f"{self.spec.endpoint} did not answer: {_short(error)}") from error
+            raise Unavailable(f"{self.spec.endpoint} did not answer: {short(error)}") from error
 
 
 def _open(spec: S3Archive) -> _Client:
@@ -310,52 +317,6 @@ def _open(spec: S3Archive) -> _Client:
         region=spec.region,
         http_client=pool,
     )
-
-
-def _explain(spec: S3Archive, bucket: str, what: str, error: S3Error) -> Exception:
-    code = error.code
-    if code in _MISSING:
-        return NotFound(f"{what} does not exist")
-    if code == "NoSuchBucket":
-        return InputError(f"{spec.endpoint} has no bucket {bucket}")
-    if code in _EXPIRED:
-        return InputError(
-            f"{spec.endpoint}: the credentials of {spec.access_key} have expired; run again "
-            "with new ones, what was sent is kept"
-        )
-    if code in _WRONG_KEY:
-        return InputError(
-            f"{spec.endpoint} does not accept the key in {spec.access_key} and "
-            f"{spec.secret_key} ({code})"
-        )
-    if code == "RequestTimeTooSkewed":
-        return InputError(f"{spec.endpoint} refuses requests because {_skew(error)}; set the clock")
-    if code in {"AccessDenied", "Forbidden"}:
-        return InputError(
-            f"{spec.endpoint}: the key in {spec.access_key} may not do this with {what} ({code})"
-        )
-    if code in _TRANSIENT:
-        return Unavailable(f"{spec.endpoint} answered {code} for {what}; try again later")
-    return Unavailable(f"{spec.endpoint} answered {code} for {what}: {error.message}")
-
-
-def _skew(error: S3Error) -> str:
-    date = error.response.headers.get("date") if error.response else None
-    if not date:
-        return "this machine's clock is too far from its own"
-    ahead = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
-    return f"this machine's clock is {abs(ahead):.0f} s {'ahead' if ahead > 0 else 'behind'}"
-
-
-def _heals(error: Exception) -> bool:
-    if isinstance(error, S3Error):
-        return error.code in _TRANSIENT
-    return not isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError)
-
-
-def _short(error: Exception) -> str:
-    reason = getattr(error, "reason", None) or error
-    return str(reason).rsplit(": ", 1)[-1] or type(reason).__name__
 
 
 def _compare(source: Path, found: str, expected: str) -> None:
