@@ -15,6 +15,7 @@ from trainyard.files import digest_tree, read_json, write_json
 from trainyard.training import job as contract
 from trainyard.training.checkpoints import discard_unusable, newest_complete, step_of
 from trainyard.training.job import Backend, JobFile, TrainJob, TrainResult, identity_of
+from trainyard.training.versions import check_unsloth
 from trainyard.training.watchdog import PROCESS, Limits, Watched, running, sigterm_raises
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,10 @@ def launch(
     Raises InputError for what the recipe or the data must change, TrainingFailed otherwise.
     Whatever ends this call ends the program and its children first.
     """
-    training = _Training(job, folder.resolve(), choose_backend(job), limits, progress or _ignore)
+    backend = choose_backend(job)
+    if backend == "unsloth":
+        check_unsloth()
+    training = _Training(job, folder.resolve(), backend, limits, progress or _ignore)
     training.prepare()
     finished = training.finished()
     if finished is not None:
@@ -53,10 +57,21 @@ def launch(
 
 
 def choose_backend(job: TrainJob) -> Backend:
-    """Return the backend; `auto` is Unsloth where it is installed, without importing it."""
+    """Return the backend; `auto` is Unsloth where it is installed, without importing it.
+
+    Raises InputError when the recipe asks for a backend that is not installed.
+    """
+    if job.spec.backend != "command" and not _installed("trl"):
+        raise InputError("the training libraries are not installed: pip install -e '.[train]'")
+    if job.spec.backend == "unsloth" and not _installed("unsloth"):
+        raise InputError("unsloth is not installed: see the README, or set backend: trl")
     if job.spec.backend != "auto":
         return job.spec.backend
-    return "unsloth" if importlib.util.find_spec("unsloth") else "trl"
+    return "unsloth" if _installed("unsloth") else "trl"
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
 
 
 def _ignore(_: dict[str, Any]) -> None:
