@@ -105,8 +105,6 @@ def _mean(gate: GateSpec, one: Sample, alpha: float, seeds: list[int]) -> Bound:
     unclustered = one.clusters is None and bool(np.all(one.weights == 1))
     if gate.interval == "t" and unclustered:
         return bounds.mean_t(one.values, alpha)
-    if gate.interval == "wilson" and unclustered and one.is_share:
-        return bounds.wilson_mean(one.values, alpha)
     if gate.interval not in ("auto", "bootstrap"):
         raise Unusable(
             f"gate {gate.id} asks for {gate.interval}, which does not fit the {gate.metric} "
@@ -114,17 +112,19 @@ def _mean(gate: GateSpec, one: Sample, alpha: float, seeds: list[int]) -> Bound:
             "leave interval out",
         )
     units = bounds.units(one.values, one.weights, one.clusters)
-    if len(units.sums) < 2 or units.variance == 0:
-        return _without_spread(one, units, alpha)
+    few = one.is_share and len(units.sums) < bounds.FEW and gate.interval == "auto"
+    if len(units.sums) < 2 or few or units.variance == 0:
+        return _few(gate, one, units, alpha)
     return bounds.bootstrap_mean([units], alpha, seeds, limit=gate.limit[1])
 
 
-def _without_spread(one: Sample, units: bounds.Units, alpha: float) -> Bound:
+def _few(gate: GateSpec, one: Sample, units: bounds.Units, alpha: float) -> Bound:
+    """Few units, or none that differs: scores in [0, 1] still have a bound, others do not."""
     if not one.is_share:
         mean = units.mean
         return Bound(mean, mean, mean, len(units.sums), "no_spread", sd=0.0)
-    means = units.sums / units.weights
-    return bounds.wilson_mean(means, alpha)
+    op, value = gate.limit
+    return bounds.share_mean(units.sums / units.weights, alpha, op=op, value=value)
 
 
 def _perplexity(gate: GateSpec, one: Sample, alpha: float, seeds: list[int]) -> Bound:

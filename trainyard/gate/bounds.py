@@ -10,12 +10,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, bdtrc, ndtri, stdtrit
+from scipy.special import bdtr, stdtrit
 
 from trainyard.evaluation.intervals import clopper_pearson, tango, wilson
+from trainyard.gate.exact import tango_critical, wilson_size
 
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
+RESERVE = 0.8
+"""Share of alpha that a large-sample bound may use: the rest covers its own error at small n."""
+FEW = 50
+"""Units below which scores in [0, 1] get Wilson's bound, which holds at any n."""
 _CHUNK = 4_000_000
 
 
@@ -39,25 +44,12 @@ def binomial(k: int, n: int, alpha: float, *, op: str, value: float, interval: s
     """
     method = interval
     if interval == "auto":
-        fits = n >= 50 and wilson_size(n, alpha, op=op, value=value) <= alpha
+        fits = n >= FEW and wilson_size(n, alpha, op=op, value=value) <= alpha
         method = "wilson" if fits else "clopper_pearson"
     compute = wilson if method == "wilson" else clopper_pearson
     low, high = compute(k, n, confidence=1 - 2 * alpha)
     rate = k / n
     return Bound(rate, low, high, n, method, sd=math.sqrt(rate * (1 - rate)))
-
-
-def wilson_size(n: int, alpha: float, *, op: str, value: float) -> float:
-    """Exact probability that Wilson's bound passes when the true rate equals `value`."""
-    if not 0 < value < 1:
-        return 0.0
-    z = float(-ndtri(alpha))
-    reach = z * math.sqrt(n * value * (1 - value))
-    if op in (">=", ">"):
-        least = math.ceil(n * value + reach - 1e-9)
-        return float(bdtrc(least - 1, n, value)) if least <= n else 0.0
-    most = math.floor(n * value - reach + 1e-9)
-    return float(bdtr(most, n, value)) if most >= 0 else 0.0
 
 
 def clustered_binomial(values: Floats, clusters: NDArray[np.int64], alpha: float) -> Bound:
@@ -73,17 +65,19 @@ def clustered_binomial(values: Floats, clusters: NDArray[np.int64], alpha: float
     variance = float(np.sum(sums**2)) / n**2 * groups / max(groups - 1, 1)
     effective = float(groups)
     if 0 < rate < 1 and variance > 0 and groups > 1:
-        shrink = (stdtrit(n - 1, 1 - alpha) / stdtrit(groups - 1, 1 - alpha)) ** 2
+        tail = RESERVE * alpha
+        shrink = (stdtrit(n - 1, 1 - tail) / stdtrit(groups - 1, 1 - tail)) ** 2
         effective = min(rate * (1 - rate) / variance * float(shrink), float(n))
     effective = max(effective, 1.0)
-    low, high = clopper_pearson(rate * effective, effective, confidence=1 - 2 * alpha)
+    low, high = clopper_pearson(rate * effective, effective, confidence=1 - 2 * RESERVE * alpha)
     return Bound(rate, low, high, n, "clustered_clopper_pearson", groups,
                  sd=math.sqrt(rate * (1 - rate) * n / effective))  # fmt: skip
 
 
-def tango_bound(b: int, c: int, n: int, alpha: float) -> Bound:
-    """Candidate - reference of paired 0/1 scores."""
-    low, high = tango(b, c, n, confidence=1 - 2 * alpha)
+def tango_bound(b: int, c: int, n: int, alpha: float, *, margin: float) -> Bound:
+    """Candidate - reference of paired 0/1 scores, exact in its error rate at the margin."""
+    critical = tango_critical(n, abs(margin), alpha)
+    low, high = tango(b, c, n, confidence=math.erf(critical / math.sqrt(2)))
     difference = (b - c) / n
     spread = math.sqrt(max((b + c) / n - difference**2, 0.0))
     return Bound(difference, low, high, n, "tango", sd=spread)
@@ -93,16 +87,19 @@ def mean_t(values: Floats, alpha: float) -> Bound:
     """A mean of independent scores by Student's t."""
     n, mean, sd = len(values), float(values.mean()), float(values.std(ddof=1))
     if sd == 0:
-        return _without_spread(values, alpha)
+        return Bound(mean, mean, mean, n, "no_spread", sd=0.0)
     half = float(stdtrit(n - 1, 1 - alpha)) * sd / math.sqrt(n)
     return Bound(mean, mean - half, mean + half, n, "t", sd=sd)
 
 
-def wilson_mean(values: Floats, alpha: float) -> Bound:
-    """A mean of scores in [0, 1] by Wilson's bound, valid because variance <= mean (1 - mean)."""
+def share_mean(values: Floats, alpha: float, *, op: str, value: float) -> Bound:
+    """A mean of scores in [0, 1] by the bounds of a rate, as their variance is no larger."""
     n, mean = len(values), float(values.mean())
-    low, high = wilson(float(values.sum()), n, confidence=1 - 2 * alpha)
-    return Bound(mean, low, high, n, "wilson", sd=float(values.std(ddof=1)) if n > 1 else None)
+    fits = n >= FEW and wilson_size(n, alpha, op=op, value=value) <= alpha
+    compute = wilson if fits else clopper_pearson
+    low, high = compute(float(values.sum()), n, confidence=1 - 2 * alpha)
+    sd = float(values.std(ddof=1)) if n > 1 else None
+    return Bound(mean, low, high, n, "wilson" if fits else "clopper_pearson", sd=sd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +165,8 @@ def bootstrap_mean(
     draws = RESAMPLES
     for _ in range(2):
         t = studentised(strata, estimate, draws, seed)
-        low, high = _ends(t, alpha, estimate, error)
-        if not _undecided(t, alpha, estimate, error, limit):
+        low, high = _ends(t, RESERVE * alpha, estimate, error)
+        if not _undecided(t, RESERVE * alpha, estimate, error, limit):
             break
         draws *= 10
     name = "clustered_bootstrap" if clusters is not None else "bootstrap"
@@ -182,22 +179,35 @@ def studentised(strata: list[Units], estimate: float, draws: int, seed: list[int
     mean = np.zeros(draws)
     variance = np.zeros(draws)
     for stratum in strata:
-        s, w = stratum.sums, stratum.weights
-        columns = np.stack([s, w, s * s, s * w, w * w], axis=1)
-        total_s, total_w, ss, sw, ww = resampled_sums(columns, draws, rng).T
-        total_w = np.maximum(total_w, 1e-300)
-        ratio = total_s / total_w
-        m = len(s)
-        squares = np.maximum(ss - 2 * ratio * sw + ratio**2 * ww, 0.0)
+        sums = resampled_sums(second_moments(stratum.sums, stratum.weights), draws, rng)
+        ratio, spread = ratio_and_variance(sums.T, len(stratum.sums))
         mean += ratio
-        variance += squares / total_w**2 * m / (m - 1)
-    mean /= len(strata)
-    error = np.sqrt(variance) / len(strata)
-    gap = mean - estimate
+        variance += spread
+    return np.sort(t_values(mean / len(strata), variance / len(strata) ** 2, estimate))
+
+
+def second_moments(sums: Floats, weights: Floats) -> Floats:
+    """What a resample needs of each unit, as columns: s, w, s^2, s w, w^2."""
+    return np.stack([sums, weights, sums**2, sums * weights, weights**2], axis=-1)
+
+
+def ratio_and_variance(moments: Floats, m: int) -> tuple[Floats, Floats]:
+    """Mean and its variance from the five summed columns (first axis) of `m` units."""
+    s, w, ss, sw, ww = moments
+    w = np.maximum(w, 1e-300)
+    ratio = s / w
+    squares = np.maximum(ss - 2 * ratio * sw + ratio**2 * ww, 0.0)
+    return ratio, squares / w**2 * m / (m - 1)
+
+
+def t_values(mean: Floats, variance: Floats, estimate: Floats | float) -> Floats:
+    """(mean* - mean) / se*; a resample without spread is infinitely far unless it is the mean."""
+    error, gap = np.sqrt(variance), mean - estimate
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(error > 1e-12 * np.maximum(1, np.abs(mean)), gap / error,
-                     np.where(np.abs(gap) < 1e-12, 0.0, np.sign(gap) * np.inf))  # fmt: skip
-    return np.sort(t)
+        t = gap / error
+    flat = error <= 1e-12 * np.maximum(1, np.abs(mean))
+    far = np.where(np.abs(gap) < 1e-12, 0.0, np.copysign(np.inf, gap))
+    return np.where(flat, far, t)
 
 
 def resampled_sums(columns: Floats, draws: int, rng: np.random.Generator) -> Floats:
@@ -224,11 +234,16 @@ def corpus_bootstrap(
     n = len(stats)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
     values = np.sort(score(resampled_sums(stats, RESAMPLES, rng)))
-    from_t = -math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 1 - alpha))
-    tail = 0.5 * math.erfc(-from_t / math.sqrt(2))
+    tail = expanded_tail(n, alpha)
     low, high = np.quantile(values, [tail, 1 - tail])
     sd = float(values.std(ddof=1)) * math.sqrt(n)
     return Bound(float(score(stats.sum(axis=0))), float(low), float(high), n, "bootstrap", sd=sd)
+
+
+def expanded_tail(n: int, alpha: float) -> float:
+    """Share of resamples beyond a percentile bound."""
+    reach = math.sqrt(n / (n - 1)) * float(stdtrit(n - 1, 1 - RESERVE * alpha))
+    return 0.5 * math.erfc(reach / math.sqrt(2))
 
 
 def quantile_bound(values: Floats, share: float, alpha: float) -> Bound:
@@ -262,13 +277,6 @@ def mapped(bound: Bound, function: Callable[[float], float]) -> Bound:
         low=function(bound.low),
         high=function(bound.high),
     )
-
-
-def _without_spread(values: Floats, alpha: float) -> Bound:
-    mean = float(values[0])
-    if 0 <= mean <= 1:
-        return wilson_mean(values, alpha)
-    return Bound(mean, mean, mean, len(values), "no_spread", sd=0.0)
 
 
 def _ends(t: Floats, alpha: float, estimate: float, error: float) -> tuple[float, float]:

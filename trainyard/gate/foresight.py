@@ -162,7 +162,7 @@ def _paired(gate: GateSpec, metric: str, n: int, alpha: float) -> Foresight:
     if binary and gate.scale == "absolute":
 
         def best(items: int) -> bool:
-            return bounds.tango_bound(0, 0, items, alpha).high <= limit
+            return bounds.tango_bound(0, 0, items, alpha, margin=limit).high <= limit
 
         if not best(n):
             return _impossible(gate, n, smallest(best, n) if limit > 0 else None)

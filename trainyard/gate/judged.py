@@ -134,10 +134,11 @@ def _measure(
         if len(units.sums) > 1 and units.variance > 0:
             seeds = [seed, zlib.crc32(gate.id.encode())]
             return bounds.bootstrap_mean([units], alpha, seeds, limit=gate.limit[1]), ""
-        return bounds.wilson_mean(units.sums / units.weights, alpha), ""
-    if gate.interval == "t":
+        values = units.sums / units.weights
+    elif gate.interval == "t":
         return bounds.mean_t(values, alpha), ""
-    return bounds.wilson_mean(values, alpha), ""
+    op, value = gate.limit
+    return bounds.share_mean(values, alpha, op=op, value=value), ""
 
 
 def _doubt(gate: GateSpec, judge: Sequence[Judgement], invalid: float) -> tuple[str, str] | None:

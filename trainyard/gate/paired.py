@@ -144,7 +144,7 @@ def _measure(
         strata = [_relative(pair, sign) for pair in pairs]
         return _bootstrap(strata, alpha, seeds, limit, share=False), f"relative {what}"
     if len(pairs) == 1 and pairs[0].is_binary and pairs[0].candidate.clusters is None:
-        bound = _tango(pairs[0], alpha)
+        bound = _tango(pairs[0], alpha, limit)
         return (bound if sign > 0 else bounds.negated(bound)), what
     share = all(pair.candidate.is_share and pair.other.is_share for pair in pairs)
     strata = [
@@ -154,10 +154,10 @@ def _measure(
     return _bootstrap(strata, alpha, seeds, limit, share=share), what
 
 
-def _tango(pair: Pair, alpha: float) -> Bound:
+def _tango(pair: Pair, alpha: float, margin: float) -> Bound:
     b = int(np.sum(pair.difference == 1))
     c = int(np.sum(pair.difference == -1))
-    return bounds.tango_bound(b, c, len(pair.difference), alpha)
+    return bounds.tango_bound(b, c, len(pair.difference), alpha, margin=margin)
 
 
 def _log_ratio(pair: Pair) -> Units:

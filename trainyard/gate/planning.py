@@ -5,6 +5,9 @@ from collections.abc import Callable
 
 from scipy.special import betaincinv, ndtri
 
+from trainyard.gate.bounds import RESERVE
+from trainyard.gate.exact import tango_power
+
 POWER = 0.8
 MOST = 10_000_000
 
@@ -39,11 +42,24 @@ def items_for_events(events: int, value: float, alpha: float) -> int | None:
     )
 
 
+def items_for_drop(margin: float, discordant: float, alpha: float, power: float = POWER) -> int:
+    """Pairs with which an equal model passes a drop gate on 0/1 scores, by exact power.
+
+    Starts from (z_alpha + z_beta)^2 discordant / margin^2, which is too small for few discordant
+    pairs, and adds 2 % until the exact power is there.
+    """
+    n = math.ceil((z(alpha) + z(1 - power)) ** 2 * discordant / margin**2)
+    while n < MOST and tango_power(n, margin, alpha, discordant=discordant, drop=0.0) < power:
+        n = math.ceil(n * 1.02)
+    return n
+
+
 def items_for_mean(gap: float, sd: float, alpha: float, power: float = POWER) -> int | None:
     """Items with which a mean `gap` away from the limit, on its good side, passes."""
+    alpha *= RESERVE
     if gap <= 0 or not math.isfinite(gap) or not math.isfinite(sd):
         return None
-    return max(2, math.ceil(((z(alpha) + z(1 - power)) * sd / gap) ** 2))
+    return 2 + math.ceil(((z(alpha) + z(1 - power)) * sd / gap) ** 2)
 
 
 def smallest(holds: Callable[[int], bool], start: int) -> int | None:

@@ -10,6 +10,8 @@ from trainyard.recipe.gates import GateSpec
 RARE = 0.05
 ENOUGH_IDENTICAL = 59
 """With so many identical items, fewer than 5 % can differ (0.95^59 < 0.05)."""
+ENOUGH_SPREAD = 20
+"""Units below which a bootstrap or t bound of unbounded scores cannot open a gate."""
 
 
 def compare(bound: Bound, op: str, value: float) -> Verdict:
@@ -43,10 +45,11 @@ def result(
     value = value if limit is None else limit
     weak = gate.decision == "point"
     verdict = compare_point(bound, op, value) if weak else compare(bound, op, value)
-    if bound.method == "no_spread" and bound.n < ENOUGH_IDENTICAL and verdict is Verdict.PASS:
+    too_few = _too_few(bound)
+    if too_few is not None and verdict is Verdict.PASS:
         verdict = Verdict.INCONCLUSIVE
-    needed = None
-    if verdict is Verdict.INCONCLUSIVE:
+    needed = too_few
+    if verdict is Verdict.INCONCLUSIVE and too_few is None:
         needed = _needed(bound, op, value, alpha)
     level = f"{1 - alpha:.4g}"
     reason = (
@@ -86,6 +89,13 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _too_few(bound: Bound) -> int | None:
+    """Units that this kind of bound asks for, when there are fewer."""
+    least = {"no_spread": ENOUGH_IDENTICAL, "t": ENOUGH_SPREAD, "bootstrap": ENOUGH_SPREAD,
+             "clustered_bootstrap": ENOUGH_SPREAD}.get(bound.method, 0)  # fmt: skip
+    return least if (bound.clusters or bound.n) < least else None
+
+
 def _needed(bound: Bound, op: str, value: float, alpha: float) -> int | None:
     """Items at which this estimate would pass: exactly for rare events, else at 80 % power."""
     good = bound.estimate - value if op in (">=", ">") else value - bound.estimate
@@ -111,9 +121,7 @@ def _next(verdict: Verdict, bound: Bound, needed: int | None) -> str | None:
     if verdict is Verdict.INVALID:
         return "find out why the estimate is not a number"
     if bound.method == "no_spread":
-        return (
-            f"needs {ENOUGH_IDENTICAL} items, has {bound.n}: identical scores say nothing of spread"
-        )
+        return f"needs {needed} items, has {bound.n}: identical scores say nothing of spread"
     if needed is not None:
         return f"needs {needed} items, has {bound.n}"
     return (
