@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, bdtrc, gammaln, ndtri
+from scipy.special import bdtr, bdtrc, betainc, gammaln, ndtri
 
 Floats = NDArray[np.float64]
 LARGEST = 5_000
@@ -82,7 +82,9 @@ def _probability(losses: Floats, wins: Floats, n: int, lose: float, win: float) 
     likely = logs > -40
     losses, wins, logs = losses[likely], wins[likely], logs[likely]
     given = min(win / max(1 - lose, 1e-300), 1.0)
-    tail = np.where(wins <= 0, 1.0, bdtrc(np.maximum(wins - 1, 0), n - losses, given))
+    # P(X >= w) of a binomial by its beta integral, as scipy's bdtrc takes whole numbers only
+    some = np.maximum(wins, 1)
+    tail = np.where(wins <= 0, 1.0, betainc(some, n - losses - some + 1, given))
     return float(np.sum(np.exp(logs) * tail))
 
 

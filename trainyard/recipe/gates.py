@@ -13,6 +13,7 @@ from pydantic import (
     AliasChoices,
     BeforeValidator,
     Field,
+    FiniteFloat,
     PositiveInt,
     model_validator,
 )
@@ -40,7 +41,7 @@ class GateSpec(Frozen):
     op: Literal[">=", ">", "<=", "<"] | None = None
     """Direction of the claim."""
 
-    value: float | None = None
+    value: FiniteFloat | None = None
     """Limit, in the metric's unit (rates and drops as fractions, latency in milliseconds)."""
 
     suite: Annotated[str | None, Field(validation_alias=AliasChoices("suite", "dataset"))] = None
@@ -200,6 +201,8 @@ def _entries(given: Any) -> Any:
 
 
 def _ids_differ(gates: tuple[GateSpec, ...]) -> tuple[GateSpec, ...]:
+    if not gates:
+        raise ValueError('there is no gate; write at least one gate, as accuracy: ">= 0.85"')
     ids = [gate.id for gate in gates]
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
@@ -211,7 +214,6 @@ _Written = list[GateSpec | str | dict[str, Any]] | dict[str, str | dict[str, Any
 
 GateSpecs = Annotated[
     tuple[GateSpec, ...],
-    Field(min_length=1),
     AfterValidator(_ids_differ),
     BeforeValidator(_entries, json_schema_input_type=_Written),
 ]
