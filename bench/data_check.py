@@ -56,7 +56,12 @@ class Rows:
         numbers = np.random.default_rng(seed)
         letters = "abcdefghijklmnopqrstuvwxyz"
         self.words = np.array(
-            sorted({"".join(self.rng.choices(letters, k=self.rng.randint(2, 10))) for _ in range(24000)})
+            sorted(
+                {
+                    "".join(self.rng.choices(letters, k=self.rng.randint(2, 10)))
+                    for _ in range(24000)
+                }
+            )
         )
         weights = 1 / (np.arange(len(self.words)) + 20.0)
         self.numbers, self.cumulative = numbers, np.cumsum(weights / weights.sum())
@@ -68,7 +73,8 @@ class Rows:
         if len(self.pool) < n:
             at = np.searchsorted(self.cumulative, self.numbers.random(1_000_000))
             self.pool = self.words[np.minimum(at, len(self.words) - 1)].tolist()
-        taken, self.pool = self.pool[-n:], self.pool[:-n] if n < len(self.pool) else []
+        taken = self.pool[-n:]
+        del self.pool[-n:]
         return " ".join(taken)
 
     def row(self) -> dict[str, str]:
@@ -168,15 +174,12 @@ def generate(folder: Path, rows: int, seed: int) -> None:
     plan = made.rng.choices(["clean", *kinds], weights=[1 - sum(rates), *rates], k=rows)
     plan[:200] = ["clean"] * 200
     truth: dict[str, list[str]] = {}
-    pairs: dict[bytes, int] = {}
     with (folder / "rows.jsonl").open("wb") as out:
         for number, kind in enumerate(plan, 1):
             line, expected = made.line(kind)
             out.write(line + b"\n")
             if expected:
                 truth[str(number)] = sorted(expected)
-            del line
-    del pairs
     with (folder / "eval.jsonl").open("wb") as out:
         out.writelines(orjson.dumps(row) + b"\n" for row in made.eval_rows)
     (folder / "truth.json").write_text(json.dumps(truth))
@@ -291,13 +294,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "trainyard-bench")
+    parser.add_argument(
+        "--work", type=Path, default=Path(tempfile.gettempdir()) / "trainyard-bench"
+    )
     parser.add_argument("--base", default="", help="model folder: count tokens exactly, too")
     options = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-          f"Python {platform.python_version()}, commit {commit()}, seed {options.seed}")
-    print(f"{'rows':>9} {'MB':>6} {'CPU s':>7} {'wall s':>7} {'parse s':>8} {'ratio':>6} "
-          f"{'rows/CPU-s':>11} {'RSS GiB':>8} {'planted':>8} {'missed':>7} {'wrong':>6}")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, commit {commit()}, seed {options.seed}"
+    )
+    print(
+        f"{'rows':>9} {'MB':>6} {'CPU s':>7} {'wall s':>7} {'parse s':>8} {'ratio':>6} "
+        f"{'rows/CPU-s':>11} {'RSS GiB':>8} {'planted':>8} {'missed':>7} {'wrong':>6}"
+    )
     results = []
     for rows in options.rows:
         folder = options.work / f"{rows}-{options.seed}"
@@ -316,14 +325,18 @@ def main() -> None:
             "tokens": found["tokens"],
         }
         results.append(result)
-        print(f"{rows:>9,} {file.stat().st_size / 1e6:>6.0f} {result['cpu_s']:>7} "
-              f"{result['wall_s']:>7} {parse:>8.2f} {result['ratio']:>6} "
-              f"{result['rows_per_cpu_s']:>11,} {result['rss_gib']:>8} {planted.total():>8,} "
-              f"{missed.total():>7,} {wrong.total():>6,}")
+        print(
+            f"{rows:>9,} {file.stat().st_size / 1e6:>6.0f} {result['cpu_s']:>7} "
+            f"{result['wall_s']:>7} {parse:>8.2f} {result['ratio']:>6} "
+            f"{result['rows_per_cpu_s']:>11,} {result['rss_gib']:>8} {planted.total():>8,} "
+            f"{missed.total():>7,} {wrong.total():>6,}"
+        )
         for code in sorted({*planted, *wrong}):
             recall = 1 - missed[code] / planted[code] if planted[code] else 1.0
-            print(f"          {code:<22} planted {planted[code]:>6,}  recall {recall:.4f}  "
-                  f"wrong {wrong[code]:,}")
+            print(
+                f"          {code:<22} planted {planted[code]:>6,}  recall {recall:.4f}  "
+                f"wrong {wrong[code]:,}"
+            )
     last = results[-1]
     growth = None
     if len(results) > 1:

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import orjson
 
-from trainyard.data.job import BIT, FACTS, KINDS, Job
+from trainyard.data.job import BIT, FACTS, KIND, Job
 from trainyard.data.leakage import EvalSets, asked_and_told
 from trainyard.data.lines import records
 from trainyard.data.messages import RowProblem, text_of
 from trainyard.data.patterns import SEPARATOR, Patterns
 from trainyard.data.proof import Proof, prove, split
-from trainyard.data.rows import RowReader, encode, with_source
+from trainyard.data.rows import RowReader, encode, in_file
 from trainyard.data.shingles import BANDS, CONTROL, MOJIBAKE, Scanner
 from trainyard.data.structure import findings, refuse_unusable
 from trainyard.data.template import Template
@@ -31,6 +31,7 @@ from trainyard.files import write_json
 
 BATCH = 4096
 REPEATED = 0.5
+SYSTEM = ("system", "developer")
 SCANNED_CODES = ("secret", "pii", "special_tokens", "refusal", "placeholder")
 MAX_RAW = 1 << 26
 """Longest raw record kept in a quarantine file, in bytes; of a longer one, the beginning."""
@@ -51,6 +52,8 @@ class ChunkCheck:
             special += [t for t in self.template.special.values() if "unk" not in t]
         looked_for = [c for c in SCANNED_CODES if self.actions[c] != "off"]
         self.patterns = Patterns(looked_for, special)
+        self.match = self.patterns.set.Match
+        self.locate_in = in_file(self.table.name)
         self.redacted = frozenset(c for c in ("secret", "pii") if self.actions[c] == "redact")
         self.eval_sets = EvalSets.load(job.eval_sets) if job.eval_sets is not None else None
         nothing = np.empty(0, np.uint64)
@@ -71,7 +74,7 @@ class ChunkCheck:
         self.written = self.read = self.usable = 0
 
     def run(self) -> dict[str, Any]:
-        batch: list[tuple[Any, ...]] = []
+        batch: list[tuple[int, int, int, dict[str, Any], dict[str, Any]]] = []
         for line, offset, raw in records(self.chunk):
             self.read += 1
             try:
@@ -102,28 +105,32 @@ class ChunkCheck:
             quarantined(self.table.name, line, offset, raw, [{"code": code, "detail": detail}])
         )
 
-    def _flush(self, batch: list[tuple[Any, ...]]) -> None:
+    def _flush(self, batch: list[tuple[int, int, int, dict[str, Any], dict[str, Any]]]) -> None:
         facts = np.zeros(len(batch), FACTS)
         texts: list[tuple[bytes, bytes]] = []
-        for i, (line, offset, length, body, meta) in enumerate(batch):
-            asked, told = asked_and_told(body)
-            flags, asked, told = self._words(i, body, meta, asked, told)
-            for code, detail in findings(body, self.table.folder):
-                flags |= self._note(i, code, detail)
+        flags: list[int] = []
+        for i, (_, _, _, body, meta) in enumerate(batch):
+            asked, told, aside, shaped = texts_of(body)
+            found = 0
+            text = f"{aside}{asked}{SEPARATOR}{told}"
+            if hits := self.match(text):
+                found, asked, told = self._words(i, body, meta, asked, told, text, hits)
+            for code, detail in findings(body, self.table.folder, shaped, told):
+                found |= self._note(i, code, detail)
             texts.append((asked.encode(), told.encode()))
-            row = facts[i]
-            row["line"], row["offset"], row["length"] = line, offset, length
-            row["flags"] = flags
-            row["kind"] = KINDS.index(body["kind"])
-            row["turns"] = min(len(body.get("messages", body.get("prompt", ()))), 65535)
-            self._names(row, body, meta)
+            flags.append(found)
+        lines, offsets, lengths, bodies, _ = zip(*batch, strict=True)
+        facts["line"], facts["offset"], facts["length"] = lines, offsets, lengths
+        facts["kind"] = [KIND[body["kind"]] for body in bodies]
+        facts["turns"] = [min(len(b.get("messages", b.get("prompt", ()))), 65535) for b in bodies]
+        facts["flags"] = flags
+        self._names(facts, batch)
         scanned, bands = self.scanner.scan(texts)
-        for name in FACTS.names or ():
-            if name in scanned.dtype.names:
+        for name in scanned.dtype.names:
+            if name in FACTS.fields:
                 facts[name] = scanned[name]
         self._from_scan(facts, scanned, texts)
-        for i, (line, _, _, body, meta) in enumerate(batch):
-            self._write(facts[i], i, line, body, meta)
+        self._write(facts, batch)
         facts["flags"] &= np.uint32(~self.off & 0xFFFFFFFF)
         self.usable += len(batch)
         self.facts.append(facts)
@@ -138,13 +145,10 @@ class ChunkCheck:
         return BIT[code]
 
     def _words(
-        self, i: int, body: dict[str, Any], meta: dict[str, Any], asked: str, told: str
-    ) -> tuple[int, str, str]:
+        self, i: int, body: dict[str, Any], meta: dict[str, Any], asked: str, told: str,
+        text: str, hits: list[int],
+    ) -> tuple[int, str, str]:  # fmt: skip
         """Flags of the patterns in all text of the row, and its texts after redaction."""
-        text = f"{_aside(body)}{asked}{SEPARATOR}{told}"
-        hits = self.patterns.set.Match(text)
-        if not hits:
-            return 0, asked, told
         flags = 0
         for finding in self.patterns.locate(text, hits):
             code, name = finding.pattern.code, finding.pattern.name
@@ -177,19 +181,22 @@ class ChunkCheck:
                     part.update({k: clean(v) for k, v in part.items() if k in ("text", "value")})
         return counts
 
-    def _names(self, row: Any, body: dict[str, Any], meta: dict[str, Any]) -> None:
-        if self.spec.group_by is not None and meta.get(self.spec.group_by) is not None:
-            row["group"] = _hash64(orjson.dumps(meta[self.spec.group_by]))
-        if self.spec.label is not None:
-            value = meta.get(self.spec.label, body.get("label"))
-            name = value if isinstance(value, str) else orjson.dumps(value).decode()
-            row["label"] = _hash64(name.encode())
-            self.names["label"][name] += 1
-        messages = body.get("messages") or body.get("prompt") or ()
-        if messages and messages[0]["role"] in ("system", "developer"):
-            text = text_of(messages[0]["content"])
-            row["system"] = _hash64(text.encode())
-            self.names["system"][f"{row['system']:016x}"] += 1
+    def _names(self, facts: Any, batch: list[tuple[int, int, int, dict[str, Any], Any]]) -> None:
+        """Hashes of group, label and system prompt, and how often each label and prompt occurs."""
+        group_by, label = self.spec.group_by, self.spec.label
+        for i, (_, _, _, body, meta) in enumerate(batch):
+            if group_by is not None and meta.get(group_by) is not None:
+                facts["group"][i] = _hash64(orjson.dumps(meta[group_by]))
+            if label is not None:
+                value = meta.get(label, body.get("label"))
+                name = value if isinstance(value, str) else orjson.dumps(value).decode()
+                facts["label"][i] = _hash64(name.encode())
+                self.names["label"][name] += 1
+            messages = body.get("messages") or body.get("prompt")
+            if messages and messages[0]["role"] in SYSTEM:
+                prompt = _hash64(text_of(messages[0]["content"]).encode())
+                facts["system"][i] = prompt
+                self.names["system"][f"{prompt:016x}"] += 1
 
     def _from_scan(self, facts: Any, scanned: Any, texts: list[tuple[bytes, bytes]]) -> None:
         """Flags that the compiled pass decides, and samples that rows with hits repeat."""
@@ -214,30 +221,42 @@ class ChunkCheck:
                 detail = f"repeats {leaked[1]:.0%} of {leaked[0]}"
                 facts["flags"][i] |= np.uint32(self._note(i, "leak", detail))
 
-    def _write(
-        self, row: Any, i: int, line: int, body: dict[str, Any], meta: dict[str, Any]
-    ) -> None:
-        """Canonical bytes of the row (several lines when it is split), with its id and tokens."""
-        row_id, content = encode(body)
-        made = with_source(row_id, content, self.table.name, line, meta) + b"\n"
-        row["id"] = np.frombuffer(row_id, np.uint64)
-        row["samples"] = 1
-        if self.template is not None:
-            proof = prove(self.template, body, self.job.max_seq_len)
-            pieces = self._shorter(proof, body)
-            if pieces:
-                parts = [with_source(*encode(p), self.table.name, line, meta) for p in pieces]
-                made = b"".join(part + b"\n" for part in parts)
-                row["samples"] = len(pieces)
-                proof = Proof(proof.tokens, proof.trained)
-            row["tokens"], row["trained"] = proof.tokens, proof.trained
-            for code, detail in proof.findings:
-                row["flags"] |= self._note(i, code, detail)
-                if code == "over_length" and self.spec.over_length == "truncate":
-                    row["lost"] = proof.tokens - (self.job.max_seq_len or 0)
-        row["start"], row["size"] = self.written, len(made)
-        self.rows.write(made)
-        self.written += len(made)
+    def _write(self, facts: Any, batch: list[tuple[int, int, int, dict[str, Any], Any]]) -> None:
+        """Canonical bytes of each row (several lines when it is split), with its id and tokens."""
+        ids, starts, sizes, made = [], [], [], []
+        facts["samples"] = 1
+        for i, (line, _, _, body, meta) in enumerate(batch):
+            row_id, content = encode(body)
+            row = self.locate_in(row_id, content, line, meta)
+            if self.template is not None:
+                row = self._prove(facts[i], i, line, body, meta) or row
+            ids.append(row_id)
+            starts.append(self.written)
+            sizes.append(len(row))
+            made.append(row)
+            self.written += len(row)
+        facts["id"] = np.frombuffer(b"".join(ids), np.uint64).reshape(-1, 2)
+        facts["start"], facts["size"] = starts, sizes
+        self.rows.write(b"".join(made))
+
+    def _prove(
+        self, facts: Any, i: int, line: int, body: dict[str, Any], meta: dict[str, Any]
+    ) -> bytes | None:
+        """Note tokens and what encoding shows; the row as several lines when it was split."""
+        assert self.template is not None
+        proof = prove(self.template, body, self.job.max_seq_len)
+        pieces = self._shorter(proof, body)
+        if pieces:
+            proof = Proof(proof.tokens, proof.trained)
+        facts["tokens"], facts["trained"] = proof.tokens, proof.trained
+        for code, detail in proof.findings:
+            facts["flags"] |= np.uint32(self._note(i, code, detail))
+            if code == "over_length" and self.spec.over_length == "truncate":
+                facts["lost"] = proof.tokens - (self.job.max_seq_len or 0)
+        if not pieces:
+            return None
+        facts["samples"] = len(pieces)
+        return b"".join(self.locate_in(*encode(piece), line, meta) for piece in pieces)
 
     def _shorter(self, proof: Proof, body: dict[str, Any]) -> list[dict[str, Any]]:
         over = any(code == "over_length" for code, _ in proof.findings)
@@ -261,18 +280,24 @@ def quarantined(
     return orjson.dumps(entry) + b"\n"
 
 
-def _aside(body: dict[str, Any]) -> str:
-    """Text that comparison leaves out and that patterns must see: system, rejected, tool calls."""
-    parts = [
-        text_of(m["content"])
-        for m in (body.get("messages") or body.get("prompt") or ())
-        if m["role"] in ("system", "developer")
-    ]
-    parts += [text_of(m["content"]) for m in body.get("rejected", ())]
-    for message in body.get("messages", ()):
-        if "tool_calls" in message:
-            parts.append(orjson.dumps(message["tool_calls"]).decode())
-    return "\n".join([*parts, ""]) if parts else ""
+def texts_of(body: dict[str, Any]) -> tuple[str, str, str, bool]:
+    """What is asked, what is told, other text of the row, and: is it one question, one answer?
+
+    The other text (system, rejected, tool calls) is left out of comparisons; patterns must see it.
+    """
+    messages = body.get("messages")
+    if messages is not None and len(messages) == 2 and len(body) == 2:
+        first, last = messages
+        if first["role"] == "user" and len(first) == 2 and len(last) == 2:
+            asked, told = first["content"], last["content"]
+            if type(asked) is str and type(told) is str:
+                return asked, told, "", True
+    asked, told = asked_and_told(body)
+    prompt = messages or body.get("prompt") or ()
+    aside = [text_of(m["content"]) for m in prompt if m["role"] in SYSTEM]
+    aside += [text_of(m["content"]) for m in body.get("rejected", ())]
+    aside += [orjson.dumps(m["tool_calls"]).decode() for m in prompt if "tool_calls" in m]
+    return asked, told, "\n".join([*aside, ""]) if aside else "", False
 
 
 def _hash64(content: bytes) -> int:

@@ -4,9 +4,10 @@ One band of hashes is held at a time, the others stay on disk. Candidates that s
 verified by exact Jaccard similarity of their shingles.
 """
 
+import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from trainyard.data.leakage import asked_and_told
-from trainyard.data.shingles import BANDS, U64, shingle_set
+from trainyard.data.shingles import BANDS, U64, jaccard, shingle_set
 
 TOGETHER_AT = 0.7
 """Rows at least this similar stay on one side of the split, even when both are kept."""
@@ -32,14 +33,22 @@ class Texts:
     """Number of the first row of each chunk."""
     starts: Rows
     sizes: NDArray[np.int32]
+    mapped: dict[int, mmap.mmap] = field(default_factory=dict)
 
     def read(self, row: int) -> dict[str, Any]:
         chunk = int(np.searchsorted(self.firsts, row, "right")) - 1
-        with self.files[chunk].open("rb") as opened:
-            opened.seek(int(self.starts[row]))
-            content = opened.read(int(self.sizes[row]))
+        if chunk not in self.mapped:
+            with self.files[chunk].open("rb") as opened:
+                self.mapped[chunk] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        start = int(self.starts[row])
+        content = self.mapped[chunk][start : start + int(self.sizes[row])]
         found: dict[str, Any] = orjson.loads(content.partition(b"\n")[0])
         return found
+
+    def close(self) -> None:
+        for content in self.mapped.values():
+            content.close()
+        self.mapped.clear()
 
 
 def repeats(ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -84,31 +93,26 @@ class Similarity:
 
     def __init__(self, texts: Texts, common: U64, remembered: int = 4096) -> None:
         self.texts, self.common, self.remembered = texts, common, remembered
-        self.sets: OrderedDict[int, tuple[U64, U64]] = OrderedDict()
+        self.sets: OrderedDict[int, tuple[U64, bytes]] = OrderedDict()
 
-    def of(self, one: int, other: int) -> tuple[float, float]:
-        """Similarity of the whole rows, and of their answers alone."""
-        (a, answer_a), (b, answer_b) = self._set(one), self._set(other)
-        return jaccard(a, b), jaccard(answer_a, answer_b)
+    def whole(self, one: int, other: int) -> float:
+        return jaccard(self._set(one)[0], self._set(other)[0])
 
-    def _set(self, row: int) -> tuple[U64, U64]:
+    def answers(self, one: int, other: int) -> float:
+        nothing = self.common[:0]
+        sets = [shingle_set(b"", self._set(row)[1], nothing) for row in (one, other)]
+        return jaccard(*sets)
+
+    def _set(self, row: int) -> tuple[U64, bytes]:
         if row in self.sets:
             self.sets.move_to_end(row)
             return self.sets[row]
         asked, told = asked_and_told(self.texts.read(row))
-        whole = shingle_set(asked.encode(), told.encode(), self.common)
-        answer = shingle_set(b"", told.encode(), self.common[:0])
-        self.sets[row] = whole, answer
+        answer = told.encode()
+        self.sets[row] = shingle_set(asked.encode(), answer, self.common), answer
         if len(self.sets) > self.remembered:
             self.sets.popitem(last=False)
-        return whole, answer
-
-
-def jaccard(one: U64, other: U64) -> float:
-    if not len(one) and not len(other):
-        return 1.0
-    shared = len(np.intersect1d(one, other, assume_unique=True))
-    return shared / (len(one) + len(other) - shared)
+        return self.sets[row]
 
 
 class Clusters:
@@ -171,11 +175,11 @@ def near_duplicates(pairs: NDArray[np.int64], similarity: Similarity, at: float)
         return row
 
     for one, other in pairs.tolist():
-        whole, answers = similarity.of(one, other)
+        whole = similarity.whole(one, other)
         if whole < min(TOGETHER_AT, at):
             continue
         alike.append((one, other))
-        if whole < at or answers < at:
+        if whole < at or similarity.answers(one, other) < at:
             continue
         a, b = root(one), root(other)
         if a != b:

@@ -21,6 +21,7 @@ from trainyard.data.messages import (
 
 Row = dict[str, Any]
 Body = dict[str, Any]
+Convert = Callable[[Row, Tags], Body]
 
 COMMON = frozenset(("system", "tools", "images", "image", "parallel_tool_calls"))
 
@@ -70,9 +71,10 @@ def _instruction(row: Row) -> str:
 
 def _alpaca(row: Row, _: Tags) -> Body:
     asked, answer = _instruction(row), _text(row, "output")
-    messages = _opening(row) if "system" in row or "history" in row else []
-    messages += (user(asked), assistant(answer))
-    return {"kind": "sft", "messages": messages}
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    if "system" in row or "history" in row:
+        turns = [*_opening(row), *turns]
+    return {"kind": "sft", "messages": turns}
 
 
 def _alpaca_pair(row: Row, tags: Tags) -> Body:
@@ -103,7 +105,7 @@ def _talk(row: Row, found: Any, tags: Tags, key: str) -> list[Row]:
     return [message("system", system), *messages]
 
 
-def _talk_pair(key: str) -> Callable[[Row, Tags], Body]:
+def _talk_pair(key: str) -> Convert:
     def convert(row: Row, tags: Tags) -> Body:
         prompt = _talk(row, row[key], tags, key)
         return _pair(prompt, row["chosen"], row["rejected"], tags)
@@ -111,7 +113,7 @@ def _talk_pair(key: str) -> Callable[[Row, Tags], Body]:
     return convert
 
 
-def _talk_kto(key: str) -> Callable[[Row, Tags], Body]:
+def _talk_kto(key: str) -> Convert:
     def convert(row: Row, tags: Tags) -> Body:
         talk = _talk(row, row[key], tags, key)
         return _kto(talk[:-1], talk[-1:], row["kto_tag"])
@@ -182,7 +184,7 @@ def _tokenized(row: Row, _: Tags) -> Body:
     return body
 
 
-def _context_question(context: str) -> Callable[[Row, Tags], Body]:
+def _context_question(context: str) -> Convert:
     def convert(row: Row, _: Tags) -> Body:
         asked = f"{_text(row, context)}\n\n{_text(row, 'question')}"
         return {"kind": "sft", "messages": [user(asked), assistant(_text(row, "answer"))]}
@@ -190,7 +192,7 @@ def _context_question(context: str) -> Callable[[Row, Tags], Body]:
     return convert
 
 
-def _renamed(prompt: str, completion: str) -> Callable[[Row, Tags], Body]:
+def _renamed(prompt: str, completion: str) -> Convert:
     def convert(row: Row, _: Tags) -> Body:
         system = _optional(row, "system_prompt") or _optional(row, "system")
         messages = [message("system", system)] if system else []
@@ -248,10 +250,10 @@ class Shape:
     name: str
     needs: frozenset[str]
     may: frozenset[str]
-    convert: Callable[[Row, Tags], Body]
+    convert: Convert
 
 
-def _shape(name: str, needs: str, convert: Callable[[Row, Tags], Body], may: str = "") -> Shape:
+def _shape(name: str, needs: str, convert: Convert, may: str = "") -> Shape:
     return Shape(name, frozenset(needs.split()), frozenset(may.split()) | COMMON, convert)
 
 
@@ -295,25 +297,27 @@ class Shapes:
     def __init__(self, format: str = "auto", tags: Mapping[str, str] | None = None) -> None:
         self.shapes = [s for s in SHAPES if format in ("auto", s.name)]
         self.tags = Tags.named(tags or {})
-        self.known: dict[tuple[str, ...], tuple[Shape, tuple[str, ...]]] = {}
+        self.known: dict[tuple[str, ...], tuple[Convert, tuple[str, ...], bool]] = {}
 
     def body(self, row: Row) -> tuple[Body, Row]:
         """Canonical body and metadata of `row`. Raises RowProblem."""
-        columns = tuple(row)
-        if columns not in self.known:
+        found = self.known.get(tuple(row))
+        if found is None:
             row = {k: v for k, v in row.items() if v is not None}
             columns = tuple(row)
-        if columns not in self.known:
-            shape = self.recognise(frozenset(columns))
-            spare = tuple(c for c in columns if c not in shape.needs | shape.may)
-            self.known[columns] = shape, spare
-        shape, spare = self.known[columns]
-        body = shape.convert(row, self.tags)
-        if row.get("tools"):
+            found = self.known.get(columns)
+            if found is None:
+                shape = self.recognise(frozenset(columns))
+                spare = tuple(c for c in columns if c not in shape.needs | shape.may)
+                more = not {"tools", "images", "image"}.isdisjoint(columns)
+                found = self.known[columns] = shape.convert, spare, more
+        convert, spare, more = found
+        body = convert(row, self.tags)
+        if more and row.get("tools"):
             body["tools"] = parse_tools(row["tools"])
-        if images := row.get("images") or row.get("image"):
+        if more and (images := row.get("images") or row.get("image")):
             body["images"] = images if isinstance(images, list) else [images]
-        return body, {name: row[name] for name in spare}
+        return body, {name: row[name] for name in spare} if spare else {}
 
     def recognise(self, columns: frozenset[str]) -> Shape:
         """The one shape that fits these columns. Raises RowProblem naming two, or what lacks."""

@@ -18,6 +18,7 @@ METHOD = 1
 CODES = (*Checks.model_fields, "over_length")
 BIT = {code: 1 << i for i, code in enumerate(CODES)}
 KINDS = ("sft", "pretrain", "preference", "kto", "prompt_only", "tokenized")
+KIND = {kind: i for i, kind in enumerate(KINDS)}
 
 FACTS = np.dtype(
     [

@@ -119,6 +119,7 @@ def _near(merged: Merged, clusters: Clusters, alive: Rows) -> None:
     texts = Texts(files, merged.firsts, facts["start"], facts["size"])
     similarity = Similarity(texts, np.load(job.common))
     found = near_duplicates(pairs, similarity, job.spec.near_duplicate_at)
+    texts.close()
     facts["flags"][found.near] |= np.uint32(BIT["near_duplicate"])
     merged.near, merged.similar_pairs = len(found.near), len(found.alike)
     for row, (partner, share) in found.partners.items():

@@ -11,7 +11,7 @@ from trainyard.data.containers import open_table
 from trainyard.data.lines import cut, records
 from trainyard.data.locate import locate
 from trainyard.data.messages import RowProblem
-from trainyard.data.rows import RowReader, encode, with_source
+from trainyard.data.rows import RowReader, encode, in_file
 from trainyard.errors import InputError
 from trainyard.recipe.data import SourceSpec
 
@@ -22,7 +22,7 @@ def read_samples(path: Path | str, spec: SourceSpec | None = None) -> Iterator[d
     with tempfile.TemporaryDirectory(prefix="trainyard-samples-") as scratch:
         for found in locate(spec, Path(scratch)):
             table = open_table(found.path, found.name, 0, found.spec, Path(scratch))
-            reader = RowReader(table, found.spec)
+            reader, place = RowReader(table, found.spec), in_file(found.name)
             for chunk in cut(table, 1 << 24):
                 for line, _, raw in records(chunk):
                     if not raw.strip():
@@ -33,4 +33,4 @@ def read_samples(path: Path | str, spec: SourceSpec | None = None) -> Iterator[d
                         code, what = problem.args
                         raise InputError(f"{found.name}, line {line}: {code}: {what}") from None
                     row_id, content = encode(body)
-                    yield orjson.loads(with_source(row_id, content, found.name, line, meta))
+                    yield orjson.loads(place(row_id, content, line, meta))

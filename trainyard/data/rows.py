@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,10 +136,17 @@ def encode(body: Body) -> tuple[bytes, bytes]:
     return hashlib.sha256(content).digest()[:16], content
 
 
-def with_source(row_id: bytes, content: bytes, file: str, line: int, meta: dict[str, Any]) -> bytes:
-    """The canonical line: id, body, where it came from, and what the body does not hold."""
-    source = orjson.dumps({"source": {"file": file, "line": line}, "meta": meta})
-    return b'{"id":"%b",%b,%b' % (row_id.hex().encode(), content[1:-1], source[1:])
+def in_file(file: str) -> Callable[[bytes, bytes, int, dict[str, Any]], bytes]:
+    """Makes canonical lines of one file: id, body, where it came from, what the body lacks."""
+    name = orjson.dumps(file)
+
+    def line_of(row_id: bytes, content: bytes, line: int, meta: dict[str, Any]) -> bytes:
+        rest = orjson.dumps(meta) if meta else b"{}"
+        return b'{"id":"%b",%b,"source":{"file":%b,"line":%d},"meta":%b}\n' % (
+            row_id.hex().encode(), content[1:-1], name, line, rest
+        )  # fmt: skip
+
+    return line_of
 
 
 def prompt_and_answer(body: Body) -> tuple[list[Message], list[Message]]:

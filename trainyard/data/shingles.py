@@ -5,6 +5,7 @@ character. Grams are 3 words or 5 characters for similarity, 13 and 8 units for 
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ _PRIME, _BASE = np.uint64(0x100000001B3), np.uint64(0x9E3779B97F4A7C15)
 _SEED = np.uint64(0xCBF29CE484222325)
 
 
+def _lower(c: int) -> int:
+    return ord(chr(c).lower()) if chr(c).isalnum() else 0
+
+
 @compiled
 def mix(x: Any) -> Any:
     """Finaliser of splitmix64 (Steele et al. 2014)."""
@@ -35,10 +40,7 @@ def mix(x: Any) -> Any:
 
 @compiled
 def _script(c: int) -> int:
-    """Index into SCRIPTS of a letter; 0 for what separates words."""
-    if c < 128:
-        letter = (97 <= c <= 122) or (65 <= c <= 90)
-        return 1 if letter else 9 if 48 <= c <= 57 else 0
+    """Index into SCRIPTS of a letter beyond ASCII; 0 for what separates words."""
     if c < 0x250 or 0x1E00 <= c < 0x1F00:
         return 0 if c < 0xC0 or c == 0xD7 or c == 0xF7 else 1
     if 0x400 <= c < 0x530:
@@ -62,7 +64,7 @@ def _script(c: int) -> int:
 
 @compiled
 def _folded(c: int) -> int:
-    if (65 <= c <= 90) or (0xC0 <= c <= 0xDE) or (0x410 <= c <= 0x42F) or (0x391 <= c <= 0x3A9):
+    if (0xC0 <= c <= 0xDE) or (0x410 <= c <= 0x42F) or (0x391 <= c <= 0x3A9):
         return c + 32
     return c
 
@@ -85,40 +87,59 @@ def _odd(c: int, before: int) -> int:
     return 0
 
 
+# ASCII: what a character adds to a word (0 ends it), and whether it is a letter.
+_FOLD = np.array([_lower(c) for c in range(128)], np.uint64)
+_LETTER = np.array([chr(c).isalpha() for c in range(128)], np.int64)
+
+
+@compiled
+def _wide(text: Any, i: int) -> tuple[int, int]:
+    """Code point and bytes of the UTF-8 sequence of two bytes or more at `i`."""
+    b = int(text[i])
+    if b < 224:
+        return (b & 31) << 6 | int(text[i + 1]) & 63, 2
+    if b < 240:
+        return (b & 15) << 12 | (int(text[i + 1]) & 63) << 6 | int(text[i + 2]) & 63, 3
+    high = (b & 7) << 18 | (int(text[i + 1]) & 63) << 12
+    return high | (int(text[i + 2]) & 63) << 6 | int(text[i + 3]) & 63, 4
+
+
 @compiled
 def units(text: Any, start: int, end: int, out: Any, seen: Any) -> tuple[int, int, int, int]:
     """Write unit hashes of UTF-8 bytes [start, end) to `out`, and count letters per script.
 
     Returns units, how many of them are single characters, characters, and oddities as flags.
     """
-    n, single, chars, odd, before = 0, 0, 0, 0, 0
+    n, single, chars, odd, before, latin = 0, 0, 0, 0, 0, 0
     word = _SEED
-    inside = False
     i = start
     while i < end:
-        b = int(text[i])
-        if b < 128:
-            c, width = b, 1
-        elif b < 224:
-            c, width = (b & 31) << 6 | int(text[i + 1]) & 63, 2
-        elif b < 240:
-            c = (b & 15) << 12 | (int(text[i + 1]) & 63) << 6 | int(text[i + 2]) & 63
-            width = 3
-        else:
-            c = (b & 7) << 18 | (int(text[i + 1]) & 63) << 12
-            c |= (int(text[i + 2]) & 63) << 6 | int(text[i + 3]) & 63
-            width = 4
-        i += width
+        b = text[i]
         chars += 1
-        if c < 32 or c > 126:
-            odd |= _odd(c, before)
+        if b < 128:
+            i += 1
+            folded = _FOLD[b]
+            if folded:
+                word = (word ^ folded) * _PRIME
+                latin += _LETTER[b]
+                continue
+            if word != _SEED:
+                out[n] = mix(word)
+                n += 1
+                word = _SEED
+            if b < 32 or b == 127:
+                odd |= _odd(b, 0)
+            before = 0
+            continue
+        c, width = _wide(text, i)
+        i += width
+        odd |= _odd(c, before)
         before = c
         script = _script(c)
         alone = script == 2 or script == 5 or script == 6
-        if inside and (script == 0 or alone):
+        if (script == 0 or alone) and word != _SEED:
             out[n] = mix(word)
             n += 1
-            inside = False
             word = _SEED
         if script == 0:
             continue
@@ -129,10 +150,10 @@ def units(text: Any, start: int, end: int, out: Any, seen: Any) -> tuple[int, in
             single += 1
         else:
             word = (word ^ np.uint64(_folded(c))) * _PRIME
-            inside = True
-    if inside:
+    if word != _SEED:
         out[n] = mix(word)
         n += 1
+    seen[1] += latin
     return n, single, chars, odd
 
 
@@ -333,12 +354,13 @@ class Scanner:
 
     def scan(self, texts: list[tuple[bytes, bytes]]) -> tuple[Any, U64]:
         """SCANNED per (prompt, answer), and band hashes [BANDS, rows]."""
-        sizes = np.fromiter((len(t) for pair in texts for t in pair), np.int64, 2 * len(texts))
+        flat = list(chain.from_iterable(texts))
+        sizes = np.fromiter(map(len, flat), np.int64, len(flat))
         ends = np.cumsum(sizes)
         bounds = np.zeros((len(texts), 3), np.int64)
         bounds[1:, 0] = ends[1:-1:2]
         bounds[:, 1], bounds[:, 2] = ends[0::2], ends[1::2]
-        joined = np.frombuffer(b"".join(t for pair in texts for t in pair), np.uint8)
+        joined = np.frombuffer(b"".join(flat), np.uint8)
         out = np.recarray(len(texts), SCANNED)
         out.view(np.uint8).fill(0)
         bands = np.empty((BANDS, len(texts)), np.uint64)
@@ -359,15 +381,56 @@ def gram_hashes(unit: U64, k: int) -> U64:
     return out[: grams(unit, 0, len(unit), k, out)].copy()
 
 
+@compiled
+def _distinct(prompt: Any, answer: Any, common: Any) -> Any:
+    unit = np.empty(len(prompt) + len(answer) + 2, np.uint64)
+    seen = np.zeros(10, np.int64)
+    asked, alone, _, _ = units(prompt, 0, len(prompt), unit, seen)
+    told, alone2, _, _ = units(answer, 0, len(answer), unit[asked:], seen)
+    total = asked + told
+    found = np.empty(total + 1, np.uint64)
+    found = np.sort(found[: grams(unit, 0, total, 5 if 2 * (alone + alone2) > total else 3, found)])
+    n = kept = 0
+    distinct = np.empty(len(found), np.uint64)
+    rare = np.empty(len(found), np.uint64)
+    for i in range(len(found)):
+        if i and found[i] == found[i - 1]:
+            continue
+        distinct[n] = found[i]
+        n += 1
+        at = np.searchsorted(common, found[i])
+        if at == len(common) or common[at] != found[i]:
+            rare[kept] = found[i]
+            kept += 1
+    return rare[:kept] if kept else distinct[:n]
+
+
+@compiled
+def _jaccard(one: Any, other: Any) -> float:
+    i = j = shared = 0
+    while i < len(one) and j < len(other):
+        if one[i] == other[j]:
+            shared += 1
+            i += 1
+            j += 1
+        elif one[i] < other[j]:
+            i += 1
+        else:
+            j += 1
+    together = len(one) + len(other) - shared
+    return shared / together if together else 1.0
+
+
 def shingle_set(prompt: bytes, answer: bytes, common: U64) -> U64:
     """Sorted distinct grams by which two rows are compared, as `scan` chooses them."""
-    asked, a = unit_hashes(prompt)
-    told, b = unit_hashes(answer)
-    unit = np.concatenate([asked, told])
-    single = (len(asked) if a else 0) + (len(told) if b else 0)
-    found = np.unique(gram_hashes(unit, 5 if 2 * single > len(unit) else 3))
-    kept = found[~np.isin(found, common)]
-    return kept if len(kept) else found
+    one, other = np.frombuffer(prompt, np.uint8), np.frombuffer(answer, np.uint8)
+    found: U64 = _distinct(one, other, common)
+    return found
+
+
+def jaccard(one: U64, other: U64) -> float:
+    """Similarity of two sorted sets; of two empty ones, 1."""
+    return float(_jaccard(one, other))
 
 
 def warm() -> None:
@@ -375,4 +438,5 @@ def warm() -> None:
     nothing = np.empty(0, np.uint64)
     one = np.ones(1, np.uint64)
     Scanner(nothing, one, one).scan([(b"a", b"b")])
-    shingle_set(b"a", b"b", nothing)
+    one_set = shingle_set(b"a", b"b", nothing)
+    jaccard(one_set, one_set)

@@ -10,6 +10,9 @@ from trainyard.data.rows import prompt_and_answer
 Finding = tuple[str, str]
 """A code of Checks, and what was found."""
 
+EMPTY = ("empty_output", "an assistant message is empty")
+ENDS = frozenset(".!?`}]")
+
 
 def refuse_unusable(body: Mapping[str, Any]) -> None:
     """Raises RowProblem for a row without anything an assistant says, or that ends otherwise."""
@@ -23,29 +26,35 @@ def refuse_unusable(body: Mapping[str, Any]) -> None:
     raise RowProblem("no_assistant", "no message is from the assistant")
 
 
-def findings(body: Mapping[str, Any], folder: Path) -> list[Finding]:
-    """Findings about roles, emptiness, tools, images and the end of the answer."""
+def findings(body: Mapping[str, Any], folder: Path, plain: bool, told: str) -> list[Finding]:
+    """Findings about roles, emptiness, tools, images and the end of the answer `told`.
+
+    `plain` says that the row is one question of the user and one answer in text.
+    """
+    if plain:
+        if problem := _cut_off(told):
+            return [problem]
+        return []
     kind = body["kind"]
     if kind in ("pretrain", "tokenized"):
         return []
     found: list[Finding] = []
     prompt, answer = prompt_and_answer(dict(body))
     whole = body["messages"] if kind == "sft" else [*prompt, *answer]
-    if problem := _order(whole):
-        found.append(("role_order", problem))
+    if order := _order(whole):
+        found.append(("role_order", order))
     for message in [*whole, *body.get("rejected", ())]:
-        if message["role"] != "assistant" or message.get("tool_calls"):
-            continue
-        text = text_of(message["content"])
-        if not text or text.isspace():
-            found.append(("empty_output", "an assistant message is empty"))
-            break
-    if answer and (problem := _cut_off(text_of(answer[-1]["content"]))):
-        found.append(("truncated_output", problem))
-    if ("tools" in body or len(whole) > 2) and (problem := _calls(whole, body.get("tools"))):
-        found.append(("tool_calls", problem))
-    if problem := _images(body, whole, folder):
-        found.append(("images", problem))
+        if message["role"] == "assistant" and not message.get("tool_calls"):
+            text = text_of(message["content"])
+            if not text or text.isspace():
+                found.append(EMPTY)
+                break
+    if answer and (problem := _cut_off(told)) and problem != EMPTY:
+        found.append(problem)
+    if ("tools" in body or len(whole) > 2) and (calls := _calls(whole, body.get("tools"))):
+        found.append(("tool_calls", calls))
+    if images := _images(body, whole, folder):
+        found.append(("images", images))
     return found
 
 
@@ -67,19 +76,20 @@ def _order(messages: list[Message]) -> str | None:
     return None
 
 
-def _cut_off(answer: str) -> str | None:
-    """Signs that generation stopped early: the answer is open at its end."""
-    if answer.count("```") % 2:
-        return "a code block is not closed"
+def _cut_off(answer: str) -> Finding | None:
+    """Signs that generation did not begin, or stopped early: the answer is open at its end."""
+    if "```" in answer and answer.count("```") % 2:
+        return "truncated_output", "a code block is not closed"
     text = answer.strip()
     if not text:
-        return None
+        return EMPTY
     first, last = text[0], text[-1]
-    if (first == "{" and last != "}" and '":' in text) or (first == "[" and last not in "])"):
-        if last not in ".!?`":
-            return "a JSON value is not closed"
-    elif last == "," and len(text) > 40:
-        return "it ends in a comma"
+    if last == ",":
+        return ("truncated_output", "it ends in a comma") if len(text) > 40 else None
+    if last in ENDS:
+        return None
+    if (first == "{" and '":' in text) or (first == "[" and last != ")"):
+        return "truncated_output", "a JSON value is not closed"
     return None
 
 
