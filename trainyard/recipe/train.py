@@ -102,6 +102,13 @@ class TrainSpec(Frozen):
     save_every: PositiveInt = 50
     """Optimiser steps between checkpoints; what a crash can cost."""
 
+    eval_every: NonNegativeInt = 0
+    """Optimiser steps between losses over the validation rows; the adapter with the lowest is kept.
+    0 keeps the last adapter and leaves those rows alone."""
+
+    patience: PositiveInt | None = None
+    """Stop after this many such losses without a new lowest; absent trains to the end."""
+
     @property
     def grad_accum_steps(self) -> int:
         """Forward passes per optimiser step on one device."""
@@ -125,6 +132,12 @@ class TrainSpec(Frozen):
     def _command_and_backend_agree(self) -> "TrainSpec":
         if (self.backend == "command") != bool(self.command):
             raise ValueError("command is the program of `backend: command`: give both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _patience_needs_losses(self) -> "TrainSpec":
+        if self.patience is not None and not self.eval_every:
+            raise ValueError(f"patience ({self.patience}) counts losses that eval_every measures")
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ adapter. transformers, TRL and PEFT do the training.
 """
 
 import faulthandler
+import os
 import signal
 import sys
 import time
@@ -29,6 +30,7 @@ from trainyard.training.journal import Journal
 from trainyard.training.outcome import write_adapter, write_result
 from trainyard.training.rows import read_rows
 from trainyard.training.trainer import JobTrainer, NotFinite, Pad, Watch
+from trainyard.training.validation import Validation
 
 Load = Callable[[JobFile], tuple[Any, PreTrainedTokenizerBase]]
 """Loads the base of a job and puts a fresh adapter on it: (PEFT model, tokenizer)."""
@@ -52,7 +54,7 @@ def main(
         )
         return contract.BAD_INPUT
     folder = Path(argv[1])
-    journal = Journal(folder)
+    journal = Journal(folder, writes=os.environ.get("RANK", "0") == "0")
     journal.beat("loading", force=True)
     stacks = (folder / "stacks.txt").open("a")
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
@@ -97,10 +99,15 @@ def run(
     keep_trainable_layout(model)
     checkpoint = newest_complete(folder / contract.CHECKPOINTS)
     before = journal.resume_at(step_of(checkpoint) if checkpoint else 0)
-    watch = Watch(journal, file, before)
+    validation = make_validation(file, folder, template, before)
+    watch = Watch(journal, file, before, validation)
     args = arguments(file, folder, len(rows))
     collate = Pad(pad_id_of(tokenizer, template), 8 if job.gpus else 1)
-    trainer = make_trainer(trainer_class, args, model, tokenizer, collate, rows, watch)
+    trainer = make_trainer(trainer_class, args, model, tokenizer, collate, rows)
+    for callback in (validation, watch):  # in this order: watch logs what validation measures
+        if callback is not None:
+            callback.trainer = trainer
+            trainer.add_callback(callback)
     trainer.batch_size = spec.batch_size
     trainer.journal = journal
     journal.beat("checking", force=True)
@@ -108,14 +115,31 @@ def run(
     signal.signal(signal.SIGTERM, watch.request_stop)
     watch.begin = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.state.global_step < trainer.state.max_steps:
+    if watch.stop and trainer.state.global_step < trainer.state.max_steps:
         journal.ended("stopped", "SIGTERM: a checkpoint was written", trainer.state.global_step)
         return contract.STOPPED
     if trainer.is_world_process_zero():
-        write_adapter(trainer.model, template, job, folder)
         measured = {"precision": arithmetic(file), "self_checks": checks}
+        if validation is not None:
+            validation.restore_best(trainer.model)
+            measured |= validation.summary()
+        write_adapter(trainer.model, template, job, folder)
         write_result(folder, trainer, backend, measured)
     return 0
+
+
+def make_validation(
+    file: JobFile, folder: Path, template: Template, before: list[dict[str, Any]]
+) -> Validation | None:
+    spec = file.job.spec
+    if not spec.eval_every:
+        return None
+    if file.job.val is None:
+        raise InputError("eval_every needs validation rows, and the data leave none")
+    rows = read_rows(file.job.val, template, spec.max_seq_len)
+    validation = Validation(folder, rows, spec.eval_every, spec.patience)
+    validation.resume(before)
+    return validation
 
 
 def quiet() -> None:
@@ -151,7 +175,6 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     collate: Pad,
     rows: list[dict[str, Any]],
-    watch: Watch,
 ) -> JobTrainer:
     columns = {key: [row[key] for row in rows] for key in ("input_ids", "labels")}
     trainer = trainer_class(
@@ -160,14 +183,12 @@ def make_trainer(
         train_dataset=Dataset.from_dict(columns),
         data_collator=collate,
         processing_class=tokenizer,
-        callbacks=[watch],
     )
     # TRL stores the adapter of a 4-bit base in bfloat16, which cannot hold updates below 1/256
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     trainer.rows = rows
-    watch.trainer = trainer
     return trainer
 
 

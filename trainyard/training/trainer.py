@@ -19,6 +19,10 @@ from trainyard.training.job import JobFile
 from trainyard.training.journal import Journal
 from trainyard.training.order import order_of_epoch, rows_of_step
 from trainyard.training.rows import IGNORED
+from trainyard.training.validation import Validation
+
+JUMP = 1.0
+"""How far, in nats, the first loss after an interruption may lie outside the last twenty."""
 
 
 class NotFinite(RuntimeError):
@@ -102,12 +106,19 @@ class JobTrainer(SFTTrainer):
 class Watch(TrainerCallback):
     """Metrics per step, whole checkpoints, stop on SIGTERM or on a loss that is not finite."""
 
-    def __init__(self, journal: Journal, file: JobFile, before: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        file: JobFile,
+        before: list[dict[str, Any]],
+        validation: Validation | None,
+    ) -> None:
         self.journal = journal
         self.file = file
-        self.tokens_before = int(before.get("tokens", 0))
-        self.seconds_before = float(before.get("seconds", 0.0))
-        self.loss_before: float | None = before.get("loss")
+        self.before = before
+        self.tokens_before = int(before[-1]["tokens"]) if before else 0
+        self.seconds_before = float(before[-1]["seconds"]) if before else 0.0
+        self.validation = validation
         self.begin = time.monotonic()
         self.last = (self.begin, 0)
         self.stop = False
@@ -116,7 +127,9 @@ class Watch(TrainerCallback):
     def request_stop(self, *_: Any) -> None:
         self.stop = True
 
-    def on_step_end(self, _args: Any, _state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, args: Any, _state: Any, control: Any, **_: Any) -> None:
+        if args.world_size > 1:  # the signal reaches the processes at different steps
+            self.stop = bool(summed(self.stop))
         if self.stop:
             control.should_save = True
             control.should_training_stop = True
@@ -127,7 +140,9 @@ class Watch(TrainerCallback):
         loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NotFinite(f"step {state.global_step}: loss {loss}, gradient norm {norm}")
-        now, tokens = time.monotonic(), self.trainer.tokens
+        if self.last == (self.begin, 0):
+            self._prove_continuity(state.global_step, loss, float(logs["learning_rate"]))
+        now, tokens = time.monotonic(), summed(self.trainer.tokens)
         elapsed = max(now - self.last[0], 1e-9)
         line = {
             "step": state.global_step,
@@ -141,6 +156,8 @@ class Watch(TrainerCallback):
             "seconds": round(self.seconds_before + now - self.begin, 3),
             "rss_gib": round(rss_gib(), 3),
         }
+        if self.validation and state.global_step in self.validation.losses:
+            line["val_loss"] = self.validation.losses[state.global_step]
         if torch.cuda.is_available():
             line["gpu_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 3)
         self.last = (now, tokens)
@@ -151,6 +168,28 @@ class Watch(TrainerCallback):
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             mark_complete(checkpoint, state.global_step, self.file.identity)
+
+    def _prove_continuity(self, step: int, loss: float, rate: float) -> None:
+        """The first step of an attempt follows the last of the one before."""
+        wanted = self.trainer.args.learning_rate * self.trainer.lr_scheduler.lr_lambdas[0](step - 1)
+        if not math.isclose(rate, wanted, rel_tol=1e-6, abs_tol=1e-12):
+            raise selfcheck.Failed(f"continuity: learning rate {rate} at step {step}, not {wanted}")
+        recent = [line["loss"] for line in self.before[-20:]]
+        if recent and not min(recent) - JUMP <= loss <= max(recent) + JUMP:
+            raise selfcheck.Failed(
+                f"continuity: the loss is {loss:.3f} at step {step} and was between "
+                f"{min(recent):.3f} and {max(recent):.3f} before the interruption"
+            )
+
+
+def summed(value: float) -> int:
+    """Sum over the processes of this training."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return int(value)
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    total = torch.tensor(int(value), device=device)
+    torch.distributed.all_reduce(total)
+    return int(total)
 
 
 def rss_gib() -> float:

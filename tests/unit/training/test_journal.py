@@ -10,7 +10,7 @@ def test_steps_after_the_checkpoint_are_dropped_and_half_a_line_too(tmp_path):
         journal.step({"step": step, "tokens": step * 10})
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 6, "tok')
-    assert journal.resume_at(3) == {"step": 3, "tokens": 30}
+    assert journal.resume_at(3)[-1] == {"step": 3, "tokens": 30}
     journal.step({"step": 4, "tokens": 41})
     assert [line["tokens"] for line in read_metrics(tmp_path / METRICS)] == [10, 20, 30, 41]
 
@@ -18,7 +18,7 @@ def test_steps_after_the_checkpoint_are_dropped_and_half_a_line_too(tmp_path):
 def test_a_fresh_start_keeps_nothing(tmp_path):
     journal = Journal(tmp_path)
     journal.step({"step": 1})
-    assert journal.resume_at(0) == {}
+    assert journal.resume_at(0) == []
     assert read_metrics(tmp_path / METRICS) == []
 
 
