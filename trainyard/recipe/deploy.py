@@ -14,6 +14,40 @@ class LocalTarget(Frozen):
     kind: Literal["local"] = "local"
 
 
+class DockerTarget(Frozen):
+    """A container per version, behind the gateway on this machine.
+
+    `DOCKER_HOST` names the Docker engine; without it, it is this machine's.
+    """
+
+    kind: Literal["docker"] = "docker"
+
+    image: Annotated[str, Field(pattern=r"^\S+(:[\w.-]+|@sha256:[0-9a-f]{64})$")] | None = None
+    """Image of the engine, with a tag or, better, a digest. None: the one the engine was tried
+    with."""
+
+    blue_gpus: tuple[str, ...] = ()
+    """Devices of the first slot, as `nvidia-smi -L` numbers or names them. Empty: no GPU."""
+
+    green_gpus: tuple[str, ...] = ()
+    """Devices of the second slot. The same ones are possible if both engines fit their memory."""
+
+    arguments: tuple[str, ...] = ()
+    """Further arguments of the engine, for instance `--max-model-len`, `8192`."""
+
+    env: dict[str, str] = Field(default_factory=dict)
+    """Further environment of the engine; no secrets, anybody on the machine can read it."""
+
+    shm_gib: PositiveFloat = 8
+    """Shared memory of the container, in GiB: tensor parallel engines need it."""
+
+    @model_validator(mode="after")
+    def _image_never_moves(self) -> Self:
+        if self.image is not None and self.image.endswith(":latest"):
+            raise ValueError(f"image {self.image} can change by itself: name a version or a digest")
+        return self
+
+
 class Canary(Frozen):
     """More and more traffic, each step on evidence; the champion is one weight change away."""
 
@@ -66,10 +100,14 @@ class AllAtOnce(Frozen):
 
 
 class DeploySpec(Frozen):
-    target: Annotated[LocalTarget, Field(discriminator="kind")] = LocalTarget()
+    target: Annotated[LocalTarget | DockerTarget, Field(discriminator="kind")] = LocalTarget()
 
-    engine: Literal["cpu"] = "cpu"
-    """What answers. `cpu` is the server of this project: no GPU, small models."""
+    engine: Literal["cpu", "vllm", "tgi", "sglang"] = "cpu"
+    """What answers. `cpu` is the server of this project: no GPU, small models. `vllm` is the one
+    to prefer on a GPU; TGI's makers ended its development with 3.3.7."""
+
+    threads: PositiveInt = 1
+    """CPU threads of each engine; read by `cpu` only."""
 
     host: str = "127.0.0.1"
     """Address the gateway listens on. `0.0.0.0` lets other machines in."""
@@ -99,6 +137,17 @@ class DeploySpec(Frozen):
 
     log_fraction: Fraction = 0
     """Share of the live requests that the gateway logs, redacted, for drift and the next data."""
+
+    @model_validator(mode="after")
+    def _engine_runs_there(self) -> Self:
+        if isinstance(self.target, LocalTarget) and self.engine != "cpu":
+            raise ValueError(
+                f"engine {self.engine} runs as a container: write target: {{kind: docker}}"
+            )
+        imageless = isinstance(self.target, DockerTarget) and self.target.image is None
+        if self.engine == "cpu" and imageless:
+            raise ValueError("engine cpu has no published image: name yours in target.image")
+        return self
 
     @model_validator(mode="after")
     def _lease_outlasts_looks(self) -> Self:

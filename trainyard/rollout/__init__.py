@@ -3,13 +3,14 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
+from trainyard import files
 from trainyard.errors import InputError, NotFound
 from trainyard.recipe.base import Frozen
-from trainyard.recipe.deploy import DeploySpec, LocalTarget
-from trainyard.rollout.gateway_target import GatewayTarget, serving_folder
-from trainyard.rollout.local import LocalEngines
+from trainyard.recipe.deploy import DeploySpec, DockerTarget, LocalTarget
+from trainyard.rollout.gateway_target import SPEC_FILE, GatewayTarget, serving_folder
+from trainyard.rollout.local import LocalEngines, engine_command
 from trainyard.rollout.state import (
     ACTIVE,
     Deployment,
@@ -21,7 +22,7 @@ from trainyard.rollout.state import (
     unlock,
 )
 from trainyard.rollout.steps import Rollout, begin, is_serving, taken_up
-from trainyard.rollout.target import Probe, ServedVersion, Target
+from trainyard.rollout.target import Engines, Probe, ServedVersion, Target
 
 __all__ = [
     "Probe",
@@ -34,6 +35,7 @@ __all__ = [
     "command",
     "down",
     "open_target",
+    "recorded_target",
     "rollback",
     "run",
     "status",
@@ -44,10 +46,26 @@ __all__ = [
 
 def open_target(spec: DeploySpec, name: str, home: Path) -> Target:
     """The place that `spec` names, for the model `name`. Starts nothing."""
+    folder = serving_folder(home, name)
+    engines: Engines
     match spec.target:
         case LocalTarget():
-            engines = LocalEngines(serving_folder(home, name))
-            return GatewayTarget(spec, name, home, engines)
+            engines = LocalEngines(folder, engine_command(spec))
+        case DockerTarget():
+            # the docker library is only for who deploys to Docker
+            from trainyard.rollout.docker import DockerEngines, engine_plan  # noqa: PLC0415
+
+            engines = DockerEngines(spec.target, folder, engine_plan(spec))
+        case _:
+            assert_never(spec.target)
+    return GatewayTarget(spec, name, home, engines)
+
+
+def recorded_target(home: Path, name: str) -> Target:
+    """Return the place where `name` was deployed last, as its own record says."""
+    path = serving_folder(home, name) / SPEC_FILE
+    spec = DeploySpec.model_validate(files.read_json(path)) if path.exists() else DeploySpec()
+    return open_target(spec, name, home)
 
 
 def run(
@@ -169,7 +187,7 @@ def status(home: Path) -> list[ModelStatus]:
 
 
 def _status(home: Path, name: str) -> ModelStatus:
-    target = open_target(DeploySpec(), name, home)
+    target = recorded_target(home, name)
     store = Store(target.folder)
     deployment, state = store.deployment(), store.state()
     try:
@@ -210,5 +228,5 @@ def down(home: Path) -> list[str]:
     """Stop every engine and gateway that was started below `home`; returns the model names."""
     found = status(home)
     for model in found:
-        open_target(DeploySpec(), model.name, home).down()
+        recorded_target(home, model.name).down()
     return [model.name for model in found]

@@ -14,11 +14,13 @@ from trainyard import files, process
 from trainyard.errors import InputError, NotFound, Unavailable
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.deploy import DeploySpec
-from trainyard.rollout import readiness
 from trainyard.rollout.gateway_client import GatewayClient
 from trainyard.rollout.local import last_line, spawn
 from trainyard.rollout.target import Engine, Engines, Observation, Readiness, ServedVersion, Slot
+from trainyard.serving.engines import ENGINES, Probe, not_ready
 from trainyard.serving.gateway_config import GatewayConfig, Routes, Variant
+
+SPEC_FILE = "deploy.json"
 
 SLOTS: tuple[Slot, ...] = ("blue", "green")
 
@@ -81,6 +83,7 @@ class GatewayTarget:
         path = self.folder / "gateway.config.json"
         before = files.read_json(path) if path.exists() else None
         config = self._config()
+        files.write_json(self.folder / SPEC_FILE, self._spec.model_dump(mode="json"))
         running = self._gateway()
         if running is not None and before == config.model_dump(mode="json"):
             return running
@@ -140,8 +143,19 @@ class GatewayTarget:
             return Readiness(ready=False, alive=False, why=f"nothing was started in {slot}")
         if not engine.alive:
             return Readiness(ready=False, alive=False, why=f"the engine ended: {engine.last_words}")
-        why = readiness.problem(engine.url, engine.version)
-        return Readiness(ready=why is None, alive=True, why=why or "")
+        version = engine.version
+        why = not_ready(
+            engine.url,
+            ENGINES[self._spec.engine],
+            version.model,
+            base_name=version.base_name,
+            probe=Probe(
+                messages=version.probe.messages,
+                max_tokens=version.probe.max_tokens,
+                answer=version.probe.answer,
+            ),
+        )
+        return Readiness(ready=why is None, alive=True, why=why or "", restarts=engine.restarts)
 
     def stop(self, slot: Slot) -> None:
         self._engines.stop(slot)
@@ -158,7 +172,9 @@ class GatewayTarget:
         engine = self.engine(slot)
         if engine is None:
             raise InputError(f"slot {slot} of {self.name} has no engine to give traffic to")
-        return Variant(url=engine.url, model=engine.version.model, digest=engine.version.digest)
+        version = engine.version
+        asked = ENGINES[self._spec.engine].request_model(version.base_name, version.model)
+        return Variant(url=engine.url, model=asked, digest=version.digest)
 
     def set_weights(
         self,

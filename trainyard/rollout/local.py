@@ -6,13 +6,14 @@ even after one of them was killed.
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trainyard import files, process
 from trainyard.recipe.base import Frozen
+from trainyard.recipe.deploy import DeploySpec
 from trainyard.rollout.target import Engine, ServedVersion, Slot
+from trainyard.serving.engines import ENGINES, Launch
 
 Command = Callable[[ServedVersion, int], Sequence[str]]
 """Arguments that start an engine for a version on a port of 127.0.0.1."""
@@ -27,14 +28,26 @@ class _Recorded(Frozen):
     url: str
 
 
-def cpu_engine(version: ServedVersion, port: int) -> list[str]:
-    program = [sys.executable, "-m", "trainyard.serving.server", "--host", "127.0.0.1"]
-    program += ["--port", str(port), "--base", str(version.base), "--name", f"{version.name}-base"]
-    return [*program, "--adapter", f"{version.model}={version.adapter}"]
+def engine_command(spec: DeploySpec) -> Command:
+    """How the engine of `spec` is started as a process."""
+    engine = ENGINES[spec.engine]
+
+    def command(version: ServedVersion, port: int) -> Sequence[str]:
+        return engine.command(
+            Launch(
+                base=str(version.base),
+                base_name=version.base_name,
+                adapters={version.model: str(version.adapter)},
+                port=port,
+                extra=("--threads", str(spec.threads)),
+            )
+        )
+
+    return command
 
 
 class LocalEngines:
-    def __init__(self, folder: Path, command: Command = cpu_engine) -> None:
+    def __init__(self, folder: Path, command: Command) -> None:
         self._folder = folder
         self._command = command
 

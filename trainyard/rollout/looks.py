@@ -123,6 +123,9 @@ class Watch:
         state = self._target.ready(self._slot)
         if not state.alive:
             return Verdict(decision="abort", reason=state.why, metric="crash")
+        if state.restarts:
+            reason = f"the engine crashed and restarted, {state.restarts} times so far"
+            return Verdict(decision="abort", reason=reason, metric="crash")
         self._not_ready = 0 if state.ready else self._not_ready + 1
         if self._not_ready >= _NOT_READY_LOOKS:
             reason = f"not ready at {self._not_ready} looks in a row: {state.why}"

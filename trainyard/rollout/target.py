@@ -34,6 +34,11 @@ class ServedVersion(Frozen):
         """Name under which an engine serves it; never reused for other weights."""
         return f"{self.name}@{self.digest[:12]}"
 
+    @property
+    def base_name(self) -> str:
+        """Name under which the same engine serves the base model."""
+        return f"{self.name}-base"
+
 
 class Readiness(Frozen):
     ready: bool
@@ -41,6 +46,7 @@ class Readiness(Frozen):
     """False once the engine has ended: waiting is of no use."""
 
     why: str = ""
+    restarts: int = 0
 
 
 class Engine(Frozen):
@@ -51,6 +57,9 @@ class Engine(Frozen):
     alive: bool
     last_words: str = ""
     """What it said last, once it has ended."""
+
+    restarts: int = 0
+    """How often it crashed and came back by itself."""
 
 
 class Engines(Protocol):

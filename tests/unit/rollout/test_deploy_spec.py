@@ -17,3 +17,17 @@ def test_the_planned_sample_holds_the_least_evidence() -> None:
 def test_the_lease_outlasts_two_looks() -> None:
     with pytest.raises(ValidationError, match=r"lease_s \(4\) must be at least twice look_s"):
         DeploySpec(lease_s=4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"engine": "vllm"}, "runs as a container"),
+        ({"target": {"kind": "docker"}}, "engine cpu has no published image"),
+        ({"target": {"kind": "docker", "image": "me/it:latest"}, "engine": "tgi"}, "can change"),
+        ({"target": {"kind": "docker", "image": "me/it"}, "engine": "tgi"}, "pattern"),
+    ],
+)
+def test_engine_and_target_fit(spec: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        DeploySpec.model_validate(spec)

@@ -1,0 +1,244 @@
+"""Engines as containers: one per slot, found again by the id on record.
+
+Base model and adapter are mounted read-only; the port is published on loopback only, where the
+gateway is. A container restarts by itself three times; a canary that did is aborted (looks.py).
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import docker
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.models.containers import Container
+from docker.types import DeviceRequest, Healthcheck
+
+from trainyard import files, process
+from trainyard.errors import InputError, Unavailable
+from trainyard.recipe.base import Frozen
+from trainyard.recipe.deploy import DeploySpec, DockerTarget
+from trainyard.rollout.target import Engine, ServedVersion, Slot
+from trainyard.serving.engines import ENGINES, Launch
+
+BASE, ADAPTER, PORT = "/models/base", "/models/adapter", 8000
+_SECOND = 1_000_000_000  # Docker counts nanoseconds
+_RESTARTS = 3
+
+
+class Plan(NamedTuple):
+    """How an engine is started in a container."""
+
+    image: str
+    entrypoint: Sequence[str] | None
+    """None keeps the image's own."""
+
+    command: Sequence[str]
+    env: Mapping[str, str]
+    health: str
+    """Path that answers 200 once the engine is up."""
+
+
+Planner = Callable[[ServedVersion], Plan]
+"""Says how to serve a version whose weights are at `BASE` and `ADAPTER`, on port `PORT`."""
+
+
+def engine_plan(spec: DeploySpec) -> Planner:
+    """How the engine of `spec` is started in its image."""
+    engine = ENGINES[spec.engine]
+
+    def plan(version: ServedVersion) -> Plan:
+        launch = Launch(
+            base=BASE,
+            base_name=version.base_name,
+            adapters={version.model: ADAPTER},
+            host="0.0.0.0",
+            port=PORT,
+            max_rank=_rank(version.adapter),
+        )
+        program, *arguments = engine.command(launch)
+        entrypoint: Sequence[str] | None = [program]
+        if engine.name == "cpu":
+            entrypoint = ["python"]  # not the interpreter of this machine
+        if engine.name == "tgi":
+            entrypoint = None  # its image's script refreshes the linker's cache, then launches
+        return Plan(
+            image=engine.image or "",
+            entrypoint=entrypoint,
+            command=arguments,
+            env=engine.env(launch),
+            health=engine.health,
+        )
+
+    return plan
+
+
+def _rank(adapter: Path) -> int:
+    path = adapter / "adapter_config.json"
+    try:
+        return int(files.read_json(path)["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not tell the rank of the adapter: {error!r}") from error
+
+
+class _Recorded(Frozen):
+    version: ServedVersion
+    container: str
+    url: str
+
+
+class DockerEngines:
+    def __init__(self, spec: DockerTarget, folder: Path, planner: Planner) -> None:
+        self._spec = spec
+        self._folder = folder
+        self._planner = planner
+
+    def _file(self, slot: Slot) -> Path:
+        return self._folder / f"{slot}.json"
+
+    def _recorded(self, slot: Slot) -> _Recorded | None:
+        path = self._file(slot)
+        return _Recorded.model_validate(files.read_json(path)) if path.exists() else None
+
+    def find(self, slot: Slot) -> Engine | None:
+        recorded = self._recorded(slot)
+        if recorded is None:
+            return None
+        with _docker() as client:
+            container = _container(client, recorded.container)
+            if container is None:
+                words, alive, restarts = "the container is gone", False, 0
+            else:
+                alive = container.status in ("running", "created")
+                restarts = int(container.attrs["RestartCount"])
+                words = "" if alive else _last_words(container)
+        return Engine(
+            version=recorded.version,
+            url=recorded.url,
+            alive=alive,
+            last_words=words,
+            restarts=restarts,
+        )
+
+    def start(self, version: ServedVersion, slot: Slot) -> None:
+        plan = self._planner(version)
+        port = process.free_port()
+        with _docker() as client:
+            self._remove_leftover(client, slot)
+            found = self._run(client, plan, version, slot, port)
+        recorded = _Recorded(version=version, container=found, url=f"http://127.0.0.1:{port}")
+        files.write_json(self._file(slot), recorded.model_dump(mode="json"))
+
+    def _run(
+        self,
+        client: docker.DockerClient,
+        plan: Plan,
+        version: ServedVersion,
+        slot: Slot,
+        port: int,
+    ) -> str:
+        image = self._spec.image or plan.image
+        _fetch(client, image)
+        try:
+            container = client.containers.run(
+                image,
+                [*plan.command, *self._spec.arguments],
+                entrypoint=list(plan.entrypoint) if plan.entrypoint else None,
+                name=self._name(slot),
+                detach=True,
+                init=True,
+                environment={**plan.env, **self._spec.env},
+                volumes={
+                    str(version.base): {"bind": BASE, "mode": "ro"},
+                    str(version.adapter): {"bind": ADAPTER, "mode": "ro"},
+                },
+                ports={f"{PORT}/tcp": ("127.0.0.1", port)},
+                device_requests=self._devices(slot),
+                shm_size=f"{int(self._spec.shm_gib * 1024)}m",
+                healthcheck=_healthcheck(plan),
+                restart_policy={"Name": "on-failure", "MaximumRetryCount": _RESTARTS},
+                security_opt=["no-new-privileges"],
+                labels={"trainyard.slot": slot, "trainyard.version": version.digest},
+            )
+        except APIError as error:
+            self._remove_leftover(client, slot)
+            raise InputError(f"Docker could not start {image}: {error.explanation}") from error
+        return str(container.id)
+
+    def _name(self, slot: Slot) -> str:
+        # two checkouts may serve the same model name on one Docker engine
+        place = hashlib.sha256(str(self._folder).encode()).hexdigest()[:8]
+        return f"trainyard-{self._folder.name}-{slot}-{place}"
+
+    def _remove_leftover(self, client: docker.DockerClient, slot: Slot) -> None:
+        """Remove what a killed controller started in this slot before it could write it down."""
+        left = _container(client, self._name(slot))
+        if left is not None:
+            left.remove(force=True)
+
+    def _devices(self, slot: Slot) -> list[DeviceRequest]:
+        ids = self._spec.blue_gpus if slot == "blue" else self._spec.green_gpus
+        return [DeviceRequest(device_ids=list(ids), capabilities=[["gpu"]])] if ids else []
+
+    def stop(self, slot: Slot) -> None:
+        recorded = self._recorded(slot)
+        if recorded is None:
+            return
+        with _docker() as client:
+            container = _container(client, recorded.container)
+            if container is not None:
+                container.stop(timeout=10)
+                container.remove(force=True)
+        self._file(slot).unlink(missing_ok=True)
+
+
+@contextmanager
+def _docker() -> Iterator[docker.DockerClient]:
+    try:
+        client = docker.from_env()
+    except DockerException as error:
+        raise Unavailable(f"the Docker engine did not answer: {error}") from error
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def _container(client: docker.DockerClient, name: str) -> Container | None:
+    try:
+        return client.containers.get(name)
+    except NotFound:
+        return None
+
+
+def _fetch(client: docker.DockerClient, image: str) -> None:
+    try:
+        client.images.get(image)
+    except ImageNotFound:
+        try:
+            client.images.pull(image)
+        except ImageNotFound as error:
+            raise InputError(f"no image {image}: {error.explanation}") from error
+        except APIError as error:
+            raise Unavailable(f"image {image} could not be pulled: {error}") from error
+
+
+def _healthcheck(plan: Plan) -> Healthcheck:
+    """For operators (`docker ps`); the rollout itself asks for more, see readiness.py."""
+    url = f"http://127.0.0.1:{PORT}{plan.health}"
+    ask = f"import urllib.request; urllib.request.urlopen('{url}', timeout=5)"
+    return Healthcheck(
+        test=["CMD", "python3", "-c", ask],
+        interval=30 * _SECOND,
+        timeout=10 * _SECOND,
+        retries=3,
+        start_period=600 * _SECOND,
+    )
+
+
+def _last_words(container: Container) -> str:
+    state: dict[str, Any] = container.attrs["State"]
+    lines = container.logs(tail=1).decode("utf-8", errors="replace").strip()
+    killed = ", out of memory" if state.get("OOMKilled") else ""
+    return f"exit {state.get('ExitCode')}{killed}: {lines}"
