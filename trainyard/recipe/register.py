@@ -97,7 +97,7 @@ class S3Archive(Frozen):
     """Larger files travel in parts of this size, in MiB. A file may have 10 000 parts."""
 
     parallel: Annotated[int, Field(ge=1, le=32)] = 4
-    """Parts on their way at once; each holds `part_mib` of memory."""
+    """Parts on their way at once; each, and one more, holds `part_mib` of memory."""
 
 
 ArchiveSpec = Annotated[FolderArchive | S3Archive, Field(discriminator="kind")]

@@ -226,8 +226,6 @@ def _fetch(store: Store, key: str, target: Path, size: int, sha256: str) -> None
             for chunk in store.chunks(key, size):
                 digest.update(chunk)
                 file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
         if digest.hexdigest() != sha256:
             raise Refused(f"{store.url}/{key} was changed: its sha256 is not the manifest's")
         temporary.chmod(0o644)

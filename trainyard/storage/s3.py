@@ -58,8 +58,10 @@ class _Client(Minio):  # type: ignore[misc]  # untyped for mypy, see pyproject.t
     def send_part(self, bucket: str, key: str, upload: str, number: int, data: bytes) -> str:
         return str(self._upload_part(bucket, key, data, None, upload, number))
 
-    def complete(self, bucket: str, key: str, upload: str, parts: list[Part]) -> None:
-        self._complete_multipart_upload(bucket, key, upload, parts)
+    def complete(self, bucket: str, key: str, upload: str, parts: list[Part]) -> str | None:
+        """Return the ETag of the whole; None when the answer has none."""
+        etag = self._complete_multipart_upload(bucket, key, upload, parts).etag
+        return str(etag).strip('"') if etag else None
 
     def abort(self, bucket: str, key: str, upload: str) -> None:
         self._abort_multipart_upload(bucket, key, upload)
@@ -114,8 +116,6 @@ class S3Store:
                 sent(size)
             else:
                 self._put_parts(name, source, sha256, sent)
-            if not self._has(name, size, sha256):
-                raise Unavailable(f"{self.url}/{key} was sent whole and is not there; try again")
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
         name, step = self._name(key), self.spec.part_mib * 2**20
@@ -194,7 +194,13 @@ class S3Store:
         if digest.hexdigest() != sha256:
             self.client.abort(self.bucket, name, upload)
         _compare(source, digest.hexdigest(), sha256)
-        self._again(lambda: self.client.complete(self.bucket, name, upload, parts))
+        etag = self._again(lambda: self.client.complete(self.bucket, name, upload, parts))
+        # an answer of 200 may still carry an error; the ETag of the whole says that it does not
+        whole = hashlib.md5(usedforsecurity=False)
+        for part in parts:
+            whole.update(bytes.fromhex(part.etag))
+        if etag != f"{whole.hexdigest()}-{len(parts)}" and not self._has(name, done, sha256):
+            raise Unavailable(f"{self.url}: {name} was sent whole and is not there; try again")
 
     def _resumable(self, name: str) -> tuple[str | None, dict[int, tuple[str, int]]]:
         """Return the youngest unfinished upload of `name` and its parts: number -> (md5, bytes)."""
@@ -325,9 +331,9 @@ def _compare(source: Path, found: str, expected: str) -> None:
 
 
 def _in_order(width: int, jobs: Iterator[Callable[[], T]]) -> Iterator[T]:
-    """Yield the results in the order of `jobs`, with `width` of them at work or waiting."""
+    """Yield the results in the order of `jobs`; `width` at work, and one ready to follow."""
     with ThreadPoolExecutor(width) as pool:
-        waiting = deque(pool.submit(job) for job in islice(jobs, width))
+        waiting = deque(pool.submit(job) for job in islice(jobs, width + 1))
         try:
             while waiting:
                 yield waiting.popleft().result()
