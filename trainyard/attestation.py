@@ -49,11 +49,13 @@ def statement(facts: Lineage, adapter: Path) -> dict[str, Any]:
     }
 
 
-def check(folder: Path, manifest_sha256: str | None = None) -> Manifest:
+def check(
+    folder: Path, manifest_sha256: str | None = None, public_key: Path | None = None
+) -> Manifest:
     """Prove that the version is whole, is what its statement names, and passed its gates.
 
     `manifest_sha256` is what the registry recorded: with it, no file can be exchanged for another.
-    Raises Refused saying what does not fit.
+    With `public_key` it must also be signed. Raises Refused saying what does not fit.
     """
     manifest = verify(folder)
     if manifest_sha256 and files.digest_file(folder / "manifest.json") != manifest_sha256:
@@ -67,6 +69,10 @@ def check(folder: Path, manifest_sha256: str | None = None) -> Manifest:
     if facts.verdict != "PASS":
         raise Refused(f"{manifest.name}@{manifest.digest[:12]}: its gates said {facts.verdict}")
     _check_statement(folder, manifest)
+    if public_key:
+        from trainyard import signing  # noqa: PLC0415  (seconds, and only with keys)
+
+        signing.check(folder, public_key)
     return manifest
 
 

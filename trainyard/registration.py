@@ -6,8 +6,9 @@ the registry is away, the version is parked in the home folder and the next run 
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -70,7 +71,9 @@ def publish(
         attestation.FILE: json.dumps(attestation.statement(facts, adapter), indent=2) + "\n",
         "README.md": write_card(facts, url=f"{store.url}/{place}"),
     }
-    made = version.assemble(home / "versions", facts.name, facts.digest, adapter, parts)
+    made = version.assemble(
+        home / "versions", facts.name, facts.digest, adapter, parts, sign=_signer(spec)
+    )
     sealed = version.read_manifest(made.folder)
     record = VersionRecord(
         name=facts.name,
@@ -86,6 +89,14 @@ def publish(
         tracker_run=facts.tracker_run,
     )
     return _publish(spec, home, record, made.folder, who=who, store=store, progress=progress)
+
+
+def _signer(spec: RegisterSpec) -> Callable[[Path], None] | None:
+    if spec.sign is None:
+        return None
+    from trainyard import signing  # noqa: PLC0415  (seconds, and only with keys)
+
+    return partial(signing.sign, spec=spec.sign)
 
 
 def check_may_ship(spec: RegisterSpec, facts: Lineage) -> None:

@@ -7,6 +7,7 @@
         lineage.json        where it comes from
         attestation.json    the same as an in-toto statement
         README.md           model card
+        signature.json      when the recipe names keys
         manifest.json       sha256 and size of every file above; written last
 
 Without its manifest a version does not exist.
@@ -14,6 +15,7 @@ Without its manifest a version does not exist.
 
 import re
 import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from trainyard.errors import InputError, NotFound, Refused
 
 MANIFEST = "manifest.json"
 ADAPTER = "adapter"
+SIGNATURE = "signature.json"
 SCHEMA = 1
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -94,7 +97,12 @@ def digest_of(adapter: Path) -> str:
 
 
 def assemble(
-    root: Path, name: str, digest: str, adapter: Path, parts: dict[str, Path | str]
+    root: Path,
+    name: str,
+    digest: str,
+    adapter: Path,
+    parts: dict[str, Path | str],
+    sign: Callable[[Path], None] | None = None,
 ) -> Version:
     """Build the version's folder below `root` from the adapter and `parts`, the manifest last.
 
@@ -122,6 +130,8 @@ def assemble(
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             files.link(content, target)
+    if sign:
+        sign(folder)
     seal(folder, name, digest)
     return version
 

@@ -97,10 +97,20 @@ class S3Archive(Frozen):
     """Larger files travel in parts of this size, in MiB. A file may have 10 000 parts."""
 
     parallel: Annotated[int, Field(ge=1, le=32)] = 4
-    """Parts on their way at once; each, and one more, holds `part_mib` of memory."""
+    """Parts on their way at once; each holds up to twice `part_mib` of memory."""
 
 
 ArchiveSpec = Annotated[FolderArchive | S3Archive, Field(discriminator="kind")]
+
+
+class SigningSpec(Frozen):
+    """A key pair, as `openssl ecparam -name prime256v1 -genkey -noout` makes one."""
+
+    private_key: SecretRef
+    """Elliptic-curve key in PEM, without a password."""
+
+    public_key: str
+    """PEM file with its public half."""
 
 
 class RegisterSpec(Frozen):
@@ -111,6 +121,9 @@ class RegisterSpec(Frozen):
 
     archive: ArchiveSpec = FolderArchive()
     """Where the bytes of versions are kept."""
+
+    sign: SigningSpec | None = None
+    """With keys, every version is signed, and one without their signature is not deployed."""
 
     allow_dirty: bool = False
     """Register a version whose working tree had changes that are in no commit. Its lineage then
