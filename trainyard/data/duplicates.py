@@ -71,7 +71,7 @@ def candidates(bands: Sequence[Any], alive: Rows) -> NDArray[np.int64]:
     pairs: list[Any] = []
     for b in range(BANDS):
         hashes = np.concatenate([np.empty(0, np.uint64), *(part[b] for part in bands)])[alive]
-        order = np.argsort(hashes, kind="stable")
+        order = np.argsort(hashes)
         ranked = hashes[order]
         again = np.flatnonzero(ranked[1:] == ranked[:-1]) + 1
         if not len(again):
@@ -85,7 +85,10 @@ def candidates(bands: Sequence[Any], alive: Rows) -> NDArray[np.int64]:
         ]
     if not pairs:
         return np.empty((0, 2), np.int64)
-    return np.asarray(np.unique(np.concatenate(pairs), axis=0), np.int64)
+    found = np.sort(np.concatenate(pairs), axis=1)
+    ranked = found[np.lexsort((found[:, 1], found[:, 0]))]
+    new = np.r_[True, (ranked[1:] != ranked[:-1]).any(axis=1)]
+    return np.asarray(ranked[new], np.int64)
 
 
 class Similarity:

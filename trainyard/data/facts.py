@@ -30,7 +30,10 @@ def write_facts(merged: Merged, file: Path) -> None:
         rows = merged.chunk_rows(number)
         table = pa.table(_columns(merged, number, rows))
         if writer is None:
-            writer = pq.ParquetWriter(file, table.schema, compression="zstd")
+            named_columns = ["file", "side", "kind", "script"]
+            writer = pq.ParquetWriter(
+                file, table.schema, use_dictionary=named_columns, write_statistics=False
+            )
         writer.write_table(table)
     if writer is not None:
         writer.close()

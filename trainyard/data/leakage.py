@@ -21,6 +21,7 @@ from trainyard.data.shingles import (
     PROMPT_GRAM,
     U64,
     Scanner,
+    distinct,
     gram_hashes,
     unit_hashes,
 )
@@ -92,9 +93,9 @@ class EvalSets:
         first, spaceless = unit_hashes(asked)
         second, _ = unit_hashes(told)
         both = np.concatenate([first, second])
-        best = self.long.covered(np.unique(gram_hashes(both, LONG_GRAM)))
+        best = self.long.covered(distinct(gram_hashes(both, LONG_GRAM)))
         if not spaceless:
-            short = self.short.covered(np.unique(gram_hashes(first, PROMPT_GRAM)))
+            short = self.short.covered(distinct(gram_hashes(first, PROMPT_GRAM)))
             best = max(best, short, key=lambda found: found[1])
         return (self.names[best[0]], best[1]) if best[1] >= COVERED else None
 
@@ -149,4 +150,4 @@ def read_eval_sets(paths: Sequence[str], common: U64, common_prompt: U64) -> Eva
 def _grams(unit: U64, k: int) -> U64:
     if len(unit) < k:
         return np.empty(0, np.uint64)
-    return np.unique(gram_hashes(unit, k))
+    return distinct(gram_hashes(unit, k))

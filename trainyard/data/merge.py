@@ -131,7 +131,7 @@ def _near(merged: Merged, clusters: Clusters, alive: Rows) -> None:
         clusters.join(one, other)
 
 
-def _conflicts(facts: Any, alive: Rows, asked: NDArray[np.uint64]) -> Rows:
+def _conflicts(facts: Any, alive: Rows, asked: NDArray[np.uint64]) -> Any:
     """Rows of one prompt that do not all answer alike."""
     chat = (facts["kind"][alive] == KINDS.index("sft")) & (asked != 0)
     rows, keys = alive[chat], asked[chat]

@@ -87,7 +87,8 @@ def parse_json(raw: bytes) -> dict[str, Any]:
             raise RowProblem("blank_line", "the line is empty")
         raise RowProblem("not_object", f"a JSON {type(row).__name__}, not an object")
     # Outside strings `":` ends a key and nothing else, so a surplus means a key was given twice.
-    if raw.count(b'":') - raw.count(b'\\":') != count_keys(row):
+    ends, keys = raw.count(b'":'), count_keys(row)
+    if ends != keys and ends - raw.count(b'\\":') != keys:
         json.loads(raw, object_pairs_hook=_no_key_twice)
     return row
 

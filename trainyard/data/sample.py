@@ -13,6 +13,7 @@ from trainyard.data.shingles import (
     LONG_GRAM,
     PROMPT_GRAM,
     U64,
+    distinct,
     gram_hashes,
     shingle_set,
     unit_hashes,
@@ -42,16 +43,18 @@ def common_grams(chunks: Sequence[Chunk], sources: Sequence[SourceSpec], max_byt
         return Common(nothing, nothing, nothing)
     shingles = [shingle_set(asked, told, nothing) for asked, told in texts]
     long = [
-        np.unique(gram_hashes(np.concatenate([unit_hashes(t)[0] for t in pair]), LONG_GRAM))
+        distinct(gram_hashes(np.concatenate([unit_hashes(t)[0] for t in pair]), LONG_GRAM))
         for pair in texts
     ]
-    prompt = [np.unique(gram_hashes(unit_hashes(asked)[0], PROMPT_GRAM)) for asked, _ in texts]
+    prompt = [distinct(gram_hashes(unit_hashes(asked)[0], PROMPT_GRAM)) for asked, _ in texts]
     return Common(*(_frequent(per_row, least) for per_row in (shingles, long, prompt)))
 
 
 def _frequent(per_row: Sequence[U64], least: float) -> U64:
-    grams, counts = np.unique(np.concatenate(per_row), return_counts=True)
-    return grams[counts >= least]
+    ranked = np.sort(np.concatenate(per_row))
+    begins = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+    frequent: U64 = ranked[begins[np.diff(np.r_[begins, len(ranked)]) >= least]]
+    return frequent
 
 
 def _sample(
