@@ -3,24 +3,32 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, assert_never
 
 from trainyard.errors import InputError
-from trainyard.evaluation import documents, task
+from trainyard.evaluation import documents, pairwise, task
 from trainyard.evaluation.asking import Answers, Arm, Question, ask
 from trainyard.evaluation.metrics import signatures
 from trainyard.evaluation.samples import Item
 from trainyard.evaluation.scores import ARMS, Score, write_rows
 from trainyard.files import write_json
 from trainyard.gate.foresight import Planned
-from trainyard.recipe.evaluate import EvaluateSpec, PerplexitySuite, Suite, TaskSuite
+from trainyard.recipe.evaluate import (
+    EvaluateSpec,
+    PairwiseSuite,
+    PerplexitySuite,
+    Suite,
+    TaskSuite,
+)
 
 log = logging.getLogger(__name__)
 
 __all__ = ["Arm", "evaluate", "planned"]
 
 Progress = Callable[[str, int, int], None]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +36,9 @@ class _Prepared:
     suite: Suite
     items: Sequence[Item]
     failures: Mapping[str, str]
+    """Metric -> why its controls failed."""
+    arms: Sequence[str]
+    """The arms that are asked."""
 
 
 def evaluate(
@@ -37,21 +48,68 @@ def evaluate(
     *,
     progress: Progress | None = None,
     trusted: bool = False,
+    judge_cache: Path | None = None,
+    today: date | None = None,
 ) -> None:
     """Score all arms on all suites; a killed run goes on where it stopped.
 
     `progress` gets what is asked, requests done and requests in all. `trusted` allows metrics that
-    are Python functions of the recipe. Raises InputError for eval sets or models that are not
-    there, Unavailable when a server does not answer; single requests that fail leave a score
+    are Python functions of the recipe. `judge_cache` keeps judgements between runs. `today` is the
+    day by which a judge's calibration expires. Raises InputError for eval sets or models that are
+    not there, Unavailable when a server does not answer; single requests that fail leave a score
     without a value.
     """
     unknown = sorted(set(arms) - set(ARMS))
     if unknown or "candidate" not in arms:
-        raise InputError(f"arms are {', '.join(arms)}; they must be candidate and, beside it, "
-                         "base or champion")  # fmt: skip
-    prepared = [_prepare(suite, trusted) for suite in spec.suites]
+        raise InputError(
+            f"arms are {', '.join(arms)}; they must be candidate and, beside it, base or champion"
+        )
+    prepared = [_prepare(suite, arms, trusted) for suite in spec.suites]
     answers = Answers(out / "answers.jsonl")
-    total = len(arms) * sum(len(one.items) for one in prepared)
+    rows = _ask_all(spec, arms, prepared, answers, progress)
+    scores = [
+        score
+        for one in prepared
+        for name in one.arms
+        for item in one.items
+        for score in _scores(one, item, rows[one.suite.name, item.id, name], trusted)
+    ]
+    answers.keep(row for row in rows.values() if "error" not in row)
+    facts = _facts(spec, arms, prepared)
+    suites = [one for one in prepared if isinstance(one.suite, PairwiseSuite)]
+    if suites:
+        cache = judge_cache or out / "judge-cache"
+        day = today or datetime.now(UTC).date()
+        judgements, facts["judges"] = pairwise.judge_all(
+            [(one.suite, one.items) for one in suites if isinstance(one.suite, PairwiseSuite)],
+            rows,
+            spec,
+            cache,
+            day,
+        )
+        write_rows(out / "judgements.jsonl", judgements)
+    write_json(out / "evaluation.json", facts)
+    write_rows(out / "scores.jsonl", scores)
+
+
+def planned(spec: EvaluateSpec) -> dict[str, Planned]:
+    """What each suite will hold, for `gate.foresee`: clusters count once."""
+    plans = {}
+    for suite in spec.suites:
+        clusters = {item.cluster if item.cluster is not None else item.id for item in _items(suite)}
+        plans[suite.name] = Planned(len(clusters), _metrics(suite))
+    return plans
+
+
+def _ask_all(
+    spec: EvaluateSpec,
+    arms: Mapping[str, Arm],
+    prepared: Sequence[_Prepared],
+    answers: Answers,
+    progress: Progress | None,
+) -> dict[tuple[str, str, str], Row]:
+    """Answer rows by suite, item and arm; a request that failed has a row with `error`."""
+    total = sum(len(one.items) * len(one.arms) for one in prepared)
     done = 0
 
     def step(question: Question) -> None:
@@ -60,12 +118,16 @@ def evaluate(
         if progress is not None:
             progress(f"{question.arm}: {question.suite}", done, total)
 
-    rows: list[dict[str, Any]] = []
-    scores: list[Score] = []
+    rows: dict[tuple[str, str, str], Row] = {}
     for name, arm in arms.items():
         questions = [
-            _question(one.suite, item, name, spec.seed) for one in prepared for item in one.items
+            _question(one.suite, item, name, spec.seed)
+            for one in prepared
+            if name in one.arms
+            for item in one.items
         ]
+        if not questions:
+            continue
         given = ask(
             arm,
             questions,
@@ -74,24 +136,9 @@ def evaluate(
             timeout_s=spec.timeout_s,
             progress=step,
         )
-        rows += [row for row in given if "error" not in row]
-        place = iter(given)
-        for one in prepared:
-            for item in one.items:
-                scores += _scores(one, item, next(place), trusted)
-    answers.keep(rows)
-    write_rows(out / "scores.jsonl", scores)
-    write_json(out / "evaluation.json", _facts(spec, arms, prepared))
-
-
-def planned(spec: EvaluateSpec) -> dict[str, Planned]:
-    """What each suite will hold, for `gate.foresee`: clusters count once."""
-    plans = {}
-    for suite in spec.suites:
-        items = _items(suite)
-        clusters = {item.cluster if item.cluster is not None else item.id for item in items}
-        plans[suite.name] = Planned(len(clusters), _metrics(suite))
-    return plans
+        for question, row in zip(questions, given, strict=True):
+            rows[question.suite, question.id, name] = row
+    return rows
 
 
 def _metrics(suite: Suite) -> tuple[str, ...]:
@@ -100,18 +147,23 @@ def _metrics(suite: Suite) -> tuple[str, ...]:
             return suite.metrics
         case PerplexitySuite():
             return documents.METRICS
+        case PairwiseSuite():
+            return pairwise.METRICS
         case _:
             assert_never(suite)
 
 
-def _prepare(suite: Suite, trusted: bool) -> _Prepared:
+def _prepare(suite: Suite, arms: Mapping[str, Arm], trusted: bool) -> _Prepared:
     items = _items(suite)
+    asked: Sequence[str] = list(arms)
     failures: dict[str, str] = {}
     if isinstance(suite, TaskSuite):
         failures = task.control_failures(suite, items, trusted)
         for problem in failures.values():
             log.warning("suite %s: %s", suite.name, problem)
-    return _Prepared(suite, items, failures)
+    if isinstance(suite, PairwiseSuite):
+        asked = pairwise.asked_arms(suite, asked)
+    return _Prepared(suite, items, failures, asked)
 
 
 def _items(suite: Suite) -> list[Item]:
@@ -120,6 +172,8 @@ def _items(suite: Suite) -> list[Item]:
             return task.items(suite)
         case PerplexitySuite():
             return documents.items(suite)
+        case PairwiseSuite():
+            return pairwise.items(suite)
         case _:
             assert_never(suite)
 
@@ -130,6 +184,8 @@ def _question(suite: Suite, item: Item, arm: str, seed: int) -> Question:
             return task.question(suite, item, arm, seed)
         case PerplexitySuite():
             return documents.question(suite, item, arm, seed)
+        case PairwiseSuite():
+            return pairwise.question(suite, item, arm, seed)
         case _:
             assert_never(suite)
 
@@ -140,6 +196,8 @@ def _scores(one: _Prepared, item: Item, answer: Mapping[str, Any], trusted: bool
             return task.scores(one.suite, item, answer, one.failures, trusted)
         case PerplexitySuite():
             return documents.scores(one.suite, item, answer)
+        case PairwiseSuite():
+            return []
         case _:
             assert_never(one.suite)
 
@@ -153,7 +211,11 @@ def _facts(
         "sampling": {"temperature": 0, "top_p": 1, "seed": spec.seed},
         "arms": {name: {"model": arm.model, "digest": arm.digest} for name, arm in arms.items()},
         "suites": {
-            one.suite.name: {"items": len(one.items), "control_failures": dict(one.failures)}
+            one.suite.name: {
+                "items": len(one.items),
+                "arms": list(one.arms),
+                "control_failures": dict(one.failures),
+            }
             for one in prepared
         },
         "signatures": {key: value for key, value in signatures().items() if key in names},

@@ -70,6 +70,10 @@ class Judgement:
     human: bool = False
     fingerprint: str | None = None
     calibrated: bool | None = None
+    note: str | None = None
+    """Why the verdict is invalid, or why it was given without asking."""
+    answers: str | None = None
+    """Digest of the answers that a person compared."""
 
     def as_row(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value not in (None, "")}
@@ -152,6 +156,8 @@ def _judgement(row: Mapping[str, Any], where: str) -> Judgement:
         human=row.get("human") is True,
         fingerprint=_text(row.get("fingerprint")),
         calibrated=row.get("calibrated") if isinstance(row.get("calibrated"), bool) else None,
+        note=_text(row.get("note")),
+        answers=_text(row.get("answers")),
     )
 
 

@@ -98,7 +98,7 @@ def _check(rows: Sequence[Judgement]) -> None:
     if len(items) < 2:
         raise Unusable("one judged item proves nothing", "add items to the suite")
     for juror in sorted(jurors):
-        prints = {row.fingerprint for row in rows if row.juror == juror}
+        prints = {row.fingerprint for row in rows if row.juror == juror and row.fingerprint}
         if len(prints) > 1:
             raise Unusable(
                 f"juror {juror!r} changed in the middle: {len(prints)} fingerprints",
@@ -144,15 +144,19 @@ def _measure(
 def _doubt(gate: GateSpec, judge: Sequence[Judgement], invalid: float) -> tuple[str, str] | None:
     """Why these judgements cannot pass, with the next step; None when they may."""
     if invalid > MAX_INVALID_CALLS:
+        notes = Counter((row.note or "no reason given").split(":")[0]
+                        for row in judge if row.verdict == "invalid")  # fmt: skip
+        why = ", ".join(f"{times} {note}" for note, times in notes.most_common(3))
         return (
-            f"{invalid:.1%} of the judge's calls are invalid (allowed {MAX_INVALID_CALLS:.0%})",
+            f"{invalid:.1%} of the judge's calls are invalid (allowed {MAX_INVALID_CALLS:.0%}): "
+            f"{why}",
             "look at the invalid answers: a larger max_tokens or another judge",
         )
     if math.isnan(consistency(judge)):
         return ("no item has a valid verdict in both orders", "use another judge")
     named = any(row.fingerprint for row in judge)
     needs = named if gate.require_calibration is None else gate.require_calibration
-    if needs and not all(row.calibrated for row in judge):
+    if needs and not (named and all(row.calibrated for row in judge if row.fingerprint)):
         return (
             "judge_uncalibrated: this judge was not shown to agree with people",
             "label at least 100 pairs and name the file under the suite's judge.calibration",

@@ -6,13 +6,16 @@ from typing import Annotated, Literal
 from pydantic import (
     AfterValidator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
 from trainyard.recipe.base import Fraction, Frozen
+from trainyard.recipe.register import SecretRef
 
 METRICS = (
     "exact_match", "accuracy", "contains", "regex", "token_f1", "macro_f1", "micro_f1",
@@ -100,7 +103,85 @@ class PerplexitySuite(_Suite):
     """Eval set: plain text rows, one document each."""
 
 
-Suite = Annotated[TaskSuite | PerplexitySuite, Field(discriminator="kind")]
+class JudgeSpec(Frozen):
+    """One juror: a model behind an OpenAI-compatible server, pinned."""
+
+    base_url: Annotated[str, Field(pattern=r"^https?://")]
+    """Address of the server, without `/v1`."""
+
+    model: str
+    """Name by which the server knows the judge; a dated or digested one, never `latest`."""
+
+    revision: str = ""
+    """Revision or digest of the judge's weights, where it is known; part of its fingerprint."""
+
+    api_key: SecretRef | None = None
+    """Reference to the key that the server asks for."""
+
+    max_tokens: Annotated[int, Field(ge=64)] = 1024
+    """Longest judgement, analysis included; a judgement that was cut is invalid."""
+
+    usd_per_million_input: NonNegativeFloat = 0.0
+    """Price of a million prompt tokens."""
+
+    usd_per_million_output: NonNegativeFloat = 0.0
+    """Price of a million generated tokens."""
+
+    @field_validator("model")
+    @classmethod
+    def _is_pinned(cls, model: str) -> str:
+        if model.split(":")[-1].split("-")[-1] == "latest":
+            raise ValueError(f"judge {model!r} is an alias that moves; name a dated model")
+        return model
+
+
+class PairwiseSuite(_Suite):
+    """Prompts whose two answers a judge compares, in both orders; gated by win_rate."""
+
+    kind: Literal["pairwise"]
+
+    data: str
+    """Eval set of conversations; the last assistant turn, where there is one, is the reference."""
+
+    opponent: Literal["base", "champion", "reference"]
+    """Whose answer the candidate's is compared with."""
+
+    jurors: Annotated[tuple[JudgeSpec, ...], Field(min_length=1)]
+    """The judges; their scores are averaged per sample."""
+
+    rubric: str = "Which answer follows the instructions better, and is more correct and useful?"
+    """What the judges are asked. Never what the verdict is used for."""
+
+    criteria: Annotated[tuple[str, ...], Field(min_length=1)] = ("correctness", "helpfulness")
+    """What a judge compares one by one before the verdict."""
+
+    show_reference: bool = True
+    """Give the judge the reference answer, where there is one and it is not the opponent."""
+
+    max_tokens: PositiveInt = 512
+    """Longest answer, in tokens."""
+
+    calibration: str | None = None
+    """File with pairs that people compared, one JSON object a line: prompt, a, b, label (A, B or
+    tie), labelled_at (YYYY-MM-DD), label2 of a second person where there is one. Without at least
+    100 the judge is not calibrated and its gate stays INCONCLUSIVE."""
+
+    labels: str | None = None
+    """File with people's judgements of this run's answers, as `human.import_answers` writes it;
+    with 30 of them the judge's rate is corrected by PPI++."""
+
+    max_cost_usd: PositiveFloat = 50.0
+    """Most that all judgements of one run may cost; beyond it no call is made."""
+
+    @model_validator(mode="after")
+    def _jurors_differ(self) -> "PairwiseSuite":
+        names = [juror.model for juror in self.jurors]
+        if len(set(names)) < len(names):
+            raise ValueError(f"suite {self.name}: two jurors are the same model")
+        return self
+
+
+Suite = Annotated[TaskSuite | PerplexitySuite | PairwiseSuite, Field(discriminator="kind")]
 
 
 class EvaluateSpec(Frozen):
