@@ -24,6 +24,15 @@ BAD_INPUT = 2
 STOPPED = 143
 """SIGTERM came, a checkpoint was written; as a shell would report it."""
 
+CODES = {
+    "out of memory": OUT_OF_MEMORY,
+    "not finite": NOT_FINITE,
+    "self-check": SELF_CHECK,
+    "input": BAD_INPUT,
+    "stopped": STOPPED,
+}
+"""Exit code of each `kind` in `error.json`."""
+
 JOB = "job.json"
 HEARTBEAT = "heartbeat.json"
 METRICS = "metrics.jsonl"
@@ -64,7 +73,13 @@ class TrainJob(Frozen):
     chat_template: str | None = None
     """Text that replaces the base's own chat template."""
     gpus: int = 0
+    processes: PositiveInt | None = None
+    """Processes that train together; absent means one per GPU, and one without a GPU."""
     trust_remote_code: bool = False
+
+    @property
+    def world_size(self) -> int:
+        return self.processes or max(1, self.gpus)
 
 
 class JobFile(Frozen):
@@ -80,8 +95,7 @@ class JobFile(Frozen):
 
     @property
     def grad_accum_steps(self) -> int:
-        devices = max(1, self.job.gpus)
-        return self.job.spec.batch_size // (self.device_batch_size * devices)
+        return self.job.spec.batch_size // (self.device_batch_size * self.job.world_size)
 
 
 class TrainResult(Frozen):
@@ -110,7 +124,7 @@ def identity_of(job: TrainJob, backend: Backend) -> dict[str, str]:
     return {
         "base model": job.base_digest,
         "data": digest_json([digest_file(job.train), job.val and digest_file(job.val)]),
-        "recipe": digest_json([spec, backend, job.gpus, template]),
+        "recipe": digest_json([spec, backend, job.gpus, job.world_size, template]),
         "environment": digest_json(environment()),
     }
 

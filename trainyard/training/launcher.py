@@ -16,7 +16,14 @@ from trainyard.training import job as contract
 from trainyard.training.checkpoints import discard_unusable, newest_complete, step_of
 from trainyard.training.job import Backend, JobFile, TrainJob, TrainResult, identity_of
 from trainyard.training.versions import check_unsloth
-from trainyard.training.watchdog import PROCESS, Limits, Watched, running, sigterm_raises
+from trainyard.training.watchdog import (
+    PROCESS,
+    Limits,
+    Watched,
+    dump_stacks,
+    running,
+    sigterm_raises,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +99,12 @@ class _Training:
 
     def prepare(self) -> None:
         """End what still runs in the folder, and throw away what another job left there."""
+        spec, world = self.job.spec, self.job.world_size
+        if spec.batch_size % (spec.device_batch_size * world):
+            raise InputError(
+                f"batch_size ({spec.batch_size}) must be a multiple of device_batch_size "
+                f"({spec.device_batch_size}) times {world} processes"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / PROCESS).is_file():
             process.stop(process.ProcessRecord.model_validate(read_json(self.folder / PROCESS)))
@@ -139,7 +152,7 @@ class _Training:
             if attempt["exit"] == 0:
                 return self.read_result()
             logger.info("attempt %d: %s", len(self.attempts), attempt["reason"])
-            smaller = half(self.job.spec.batch_size, micro)
+            smaller = half(self.job.spec.batch_size // self.job.world_size, micro)
             if attempt["exit"] == contract.OUT_OF_MEMORY and smaller and rungs < RUNGS:
                 rungs, micro = rungs + 1, smaller
             elif attempt["restart"] and restarts < RESTARTS and time.monotonic() < end:
@@ -196,13 +209,15 @@ class _Training:
                     self.progress(line)
                 if (silence := watched.stalled()) is not None:
                     reason, restart = silence, True
-                    program.send_signal(signal.SIGUSR1)
-                    time.sleep(POLL_S)
+                    dump_stacks(program)
                 elif time.monotonic() > end:
                     reason = f"it took longer than {self.limits.total_s / 3600:.3g} hours"
         for line in watched.news():
             self.progress(line)
         code = program.returncode
+        if code not in (0, *contract.CODES.values()) and (self.folder / contract.ERROR).is_file():
+            # torch.distributed.run has one code for whatever ends a worker
+            code = contract.CODES[read_json(self.folder / contract.ERROR)["kind"]]
         if code == 0 and not (self.folder / contract.RESULT).is_file():
             code = 1
         ended_by_itself = reason is None

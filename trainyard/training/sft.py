@@ -60,26 +60,26 @@ def main(
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     try:
         return run(load, backend, folder, journal, trainer_class)
-    except InputError as error:
-        journal.ended("input", str(error))
-        return contract.BAD_INPUT
-    except selfcheck.Failed as error:
-        journal.ended("self-check", str(error))
-        return contract.SELF_CHECK
-    except NotFinite as error:
-        journal.ended("not finite", str(error))
-        return contract.NOT_FINITE
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except (InputError, selfcheck.Failed, NotFinite, RuntimeError, MemoryError) as error:
+        kind = kind_of(error)
+        if kind is None:
             raise
-        journal.ended("out of memory", str(error).splitlines()[0] if str(error) else "host memory")
-        return contract.OUT_OF_MEMORY
+        lines = str(error).splitlines()
+        journal.ended(kind, lines[0] if lines else "host memory ended")
+        return contract.CODES[kind]
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(word in str(error) for word in OOM_WORDS)
+def kind_of(error: BaseException) -> str | None:
+    """Return the contract's word for an error, None for one that it does not know."""
+    if isinstance(error, InputError):
+        return "input"
+    if isinstance(error, selfcheck.Failed):
+        return "self-check"
+    if isinstance(error, NotFinite):
+        return "not finite"
+    named = any(word in str(error) for word in OOM_WORDS)
+    out = named or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return "out of memory" if out else None
 
 
 def run(
@@ -216,6 +216,8 @@ def arguments(file: JobFile, folder: Path, rows: int) -> SFTConfig:
         bf16=arithmetic(file) == "bf16",
         fp16=False,
         use_cpu=file.job.gpus == 0,
+        ddp_backend=None if file.job.world_size == 1 else "nccl" if file.job.gpus else "gloo",
+        ddp_find_unused_parameters=False,
         seed=spec.seed,
         data_seed=spec.seed,
         logging_steps=1,

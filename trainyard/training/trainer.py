@@ -165,6 +165,8 @@ class Watch(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
         self.journal.beat("saving", state.global_step, force=True)
+        if args.world_size > 1:  # each process has written its own random state
+            torch.distributed.barrier()
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             mark_complete(checkpoint, state.global_step, self.file.identity)

@@ -1,5 +1,6 @@
 """The plain backend: transformers, PEFT and bitsandbytes, trained by TRL."""
 
+import os
 import sys
 from typing import Any
 
@@ -40,7 +41,7 @@ def load(file: JobFile) -> tuple[Any, PreTrainedTokenizerBase]:
     base = AutoModelForCausalLM.from_pretrained(
         job.base_model,
         dtype=dtype,
-        device_map={"": 0} if job.gpus else "cpu",
+        device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if job.gpus else "cpu",
         quantization_config=quantization if spec.method == "qlora" else None,
         trust_remote_code=job.trust_remote_code,
         use_safetensors=True,

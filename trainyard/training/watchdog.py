@@ -22,6 +22,7 @@ from trainyard.training.journal import read_metrics
 GRACE_S = 8.0
 """Between SIGTERM and SIGKILL: time for a checkpoint, and within the 10 s a cancelled run has."""
 
+DUMP_S = 0.5
 PROCESS = "process.json"
 
 
@@ -107,6 +108,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def dump_stacks(process: subprocess.Popen[bytes]) -> None:
+    """Ask every process of the group to write its stacks to `stacks.txt`."""
+    _signal(process, signal.SIGUSR1)
+    time.sleep(DUMP_S)
+
+
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
@@ -115,7 +122,11 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
 def command_of(file: JobFile, folder: Path) -> list[str]:
     if file.backend == "command":
         return [*file.job.spec.command, str(folder)]
-    return [sys.executable, "-m", f"trainyard.training.{file.backend}", str(folder)]
+    program = ["-m", f"trainyard.training.{file.backend}", str(folder)]
+    if file.job.world_size == 1:
+        return [sys.executable, *program]
+    workers = ["--standalone", "--nproc-per-node", str(file.job.world_size)]
+    return [sys.executable, "-m", "torch.distributed.run", *workers, *program]
 
 
 def environment_of(file: JobFile, folder: Path) -> dict[str, str]:
