@@ -149,11 +149,14 @@ def _wait_ready(target: Target, placed: Placed, timeout_s: float) -> None:
         time.sleep(0.2)
 
 
-Verb = Literal["abort", "pause", "resume"]
+Verb = Literal["abort", "pause", "resume", "promote"]
 
 
 def command(home: Path, name: str, verb: Verb, why: str) -> None:
-    """Tell the controller of a rollout in progress what a person wants."""
+    """Tell the controller of a rollout in progress what a person wants.
+
+    `promote` skips the evidence that is still missing, `pause` waits at the weight that it has.
+    """
     store = Store(serving_folder(home, name))
     state = store.state()
     if state is None or state.phase not in ACTIVE:

@@ -12,8 +12,19 @@ from trainyard.recipe.base import Frozen
 from trainyard.rollout.target import ServedVersion, Slot
 from trainyard.rollout.verdict import Evidence
 
-Phase = Literal["running", "promoting", "soaking", "done", "aborted", "rolled_back"]
-ACTIVE: tuple[Phase, ...] = ("running", "promoting", "soaking")
+Phase = Literal[
+    "running",
+    "promoting",
+    "soaking",
+    "aborting",
+    "rolling_back",
+    "done",
+    "aborted",
+    "rolled_back",
+]
+GOING: tuple[Phase, ...] = ("running", "promoting", "soaking")
+ENDING: tuple[Phase, ...] = ("aborting", "rolling_back")
+ACTIVE = (*GOING, *ENDING)
 
 Decision = Literal["go_on", "promoted", "abort", "roll_back", "already"]
 
@@ -78,6 +89,8 @@ class State(Frozen):
     """Records of the gateway's run `boot` below this number are in the evidence."""
 
     reason: str = ""
+    hurried: str | None = None
+    """Why a person asked to promote without further evidence."""
 
 
 class Store:

@@ -10,12 +10,23 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainyard.errors import Refused
+from trainyard.errors import Refused, TrainyardError
 from trainyard.recipe.deploy import Canary, DeploySpec
 from trainyard.rollout import looks, soak, verdict
 from trainyard.rollout.looks import Watch
 from trainyard.rollout.replay import Replay
-from trainyard.rollout.state import ACTIVE, Placed, State, StepRecord, Store, lock, required, unlock
+from trainyard.rollout.state import (
+    ACTIVE,
+    ENDING,
+    GOING,
+    Placed,
+    State,
+    StepRecord,
+    Store,
+    lock,
+    required,
+    unlock,
+)
 from trainyard.rollout.target import ServedVersion, Slot, Target
 from trainyard.rollout.verdict import Evidence
 
@@ -47,7 +58,7 @@ class Rollout:
     @property
     def next_step(self) -> str | None:
         """Name of the step that `step` would run; None when the rollout has ended."""
-        if self.state.phase not in ACTIVE or len(self.state.done) >= len(self.plan):
+        if self.state.phase not in GOING or len(self.state.done) >= len(self.plan):
             return None
         return self.plan[len(self.state.done)]
 
@@ -162,6 +173,10 @@ class Rollout:
         watch = Watch(self.target, self.state, strategy, self._replay)
         while True:
             self._obey()
+            if self.state.hurried is not None:
+                return self._record(
+                    name, began, "go_on", f"asked for: {self.state.hurried}", **watch.arms()
+                )
             if self.target.renew(self._spec.lease_s) < weight:
                 self._weigh()
             looked = watch.look()
@@ -233,25 +248,35 @@ class Rollout:
         """Do what a person asked for by `rollout.command`."""
         while (found := self._store.read_command()) is not None:
             verb, why = found
-            if verb == "abort":
-                self._store.forget_command()
-                raise Aborted(f"asked for: {why}")
             if verb != "pause":
                 self._store.forget_command()
+            if verb == "abort":
+                raise Aborted(f"asked for: {why}")
+            if verb == "promote":
+                self._save(hurried=why)
+            if verb != "pause":
                 return
-            # paused: keep what the canary has, gather nothing, wait for another word
+            # paused: the canary keeps what it has, nothing is gathered until another word comes
             if self.state.weight and self.state.phase == "running":
                 self.target.renew(self._spec.lease_s)
             time.sleep(min(1.0, self._spec.lease_s / 4))
 
     def _end(self, why: str) -> None:
         """Give the champion everything in one change, and only then stop the candidate."""
-        soaking = self.state.phase in ("promoting", "soaking")
+        back = self.state.phase in ("promoting", "soaking", "rolling_back")
+        self._save(phase="rolling_back" if back else "aborting", reason=why, weight=0.0)
         champion, candidate = self.state.champion, self.state.candidate
-        self._save(phase="rolled_back" if soaking else "aborted", reason=why, weight=0.0)
-        give_back(self.target, champion, candidate)
-        if soaking and champion is not None:
-            self._store.deploy(champion, None)
+        if champion is not None:
+            try:
+                self.target.set_weights({champion.slot: 100}, champion.slot)
+            except TrainyardError as error:
+                # without a word from us the lease ends the canary, and a dead gateway serves nobody
+                logger.warning("the champion gets its traffic back by the lease only: %s", error)
+            if back:
+                self._store.deploy(champion, None)
+        if champion is None or champion.slot != candidate.slot:
+            self.target.stop(candidate.slot)
+        self._save(phase="rolled_back" if back else "aborted")
         unlock(self.target.folder)
 
     def _finish(self) -> None:
@@ -265,13 +290,6 @@ class Rollout:
         """Give the champion all traffic and stop the candidate."""
         if self.state.phase in ACTIVE:
             self._end(why)
-
-
-def give_back(target: Target, champion: Placed | None, candidate: Placed) -> None:
-    if champion is not None:
-        target.set_weights({champion.slot: 100}, champion.slot)
-    if champion is None or champion.slot != candidate.slot:
-        target.stop(candidate.slot)
 
 
 def begin(
@@ -290,10 +308,10 @@ def begin(
     store = Store(target.folder)
     old = store.state()
     if old is not None and old.phase in ACTIVE:
-        if old.candidate.version == served:
+        if old.candidate.version == served and old.phase not in ENDING:
             logger.info("taking up rollout %s after %s", old.id, [r.step for r in old.done])
             return Rollout(target, spec, old, replay)
-        Rollout(target, spec, old, replay).abort(f"left behind, then {served.model} came")
+        Rollout(target, spec, old, replay).abort(old.reason or f"left behind for {served.model}")
         lock(target.folder)
     store.forget_command()
     state = store.save(_first_state(target, store, served, spec))

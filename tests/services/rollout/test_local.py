@@ -21,6 +21,7 @@ from trainyard.errors import InputError, NotFound, Refused
 from trainyard.recipe.deploy import AllAtOnce, Canary, DeploySpec
 from trainyard.rollout.gateway_target import GatewayTarget, serving_folder
 from trainyard.rollout.local import LocalEngines
+from trainyard.rollout.state import Store
 from trainyard.rollout.target import ServedVersion
 
 QUICK = Canary(steps=(20, 50), min_requests=8, requests=12, margin=0.1, look_s=0.4)
@@ -227,6 +228,7 @@ import sys
 from pathlib import Path
 from tests.services.rollout.test_local import SPEC, REPLAY, QUICK, local_target
 from trainyard import rollout
+from trainyard.rollout.state import Store
 from trainyard.rollout.target import ServedVersion
 version = ServedVersion.model_validate_json(sys.argv[2])
 target = local_target(Path(sys.argv[1]))
@@ -297,3 +299,39 @@ def test_a_gateway_that_dies_in_mid_rollout_is_started_again(
         rolling.step()
     assert rolling.promoted
     assert serving(target) == "bbbbbbbb" * 8
+
+
+def test_a_person_may_promote_pause_and_abort(
+    target: GatewayTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    with pytest.raises(NotFound, match="no rollout of m is in progress"):
+        rollout.command(home, "m", "abort", "nothing is there")
+    slow = QUICK.model_copy(update={"min_requests": 5000, "requests": 5000})
+    spec = SPEC.model_copy(update={"strategy": slow})
+    rolling = rollout.begin(target, version(tmp_path, "bbbbbbbb"), spec=spec, replay=REPLAY)
+    rolling.step()
+    rollout.command(home, "m", "pause", "lunch")
+    resume = threading.Timer(1.0, rollout.command, (home, "m", "promote", "I looked at it"))
+    resume.start()
+    began = time.monotonic()
+    assert rolling.step().reason == "asked for: I looked at it"
+    assert time.monotonic() - began >= 1.0
+    rollout.command(home, "m", "abort", "on second thoughts")
+    assert rolling.step().decision == "abort"
+    assert rolling.state.reason == "asked for: on second thoughts"
+    assert serving(target) == champion.digest
+
+
+def test_an_abort_cut_short_is_finished_by_the_next_rollout(
+    target: GatewayTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    bad = version(tmp_path, "bbbbbbbb")
+    rolling = rollout.begin(target, bad, spec=SPEC, replay=REPLAY)
+    rolling.step()
+    left = engine_pid(target, "green")
+    state = rolling.state.model_copy(update={"phase": "aborting", "reason": "too slow"})
+    Store(target.folder).save(state)
+    assert rollout.run(target, champion, spec=SPEC).promoted
+    assert not psutil.pid_exists(left)
+    assert serving(target) == champion.digest
