@@ -171,19 +171,24 @@ class Engine(threading.Thread):
         self._metrics.show_load(running, len(self._waiting))
 
     def _admit(self) -> dict[str, list[Sequence]]:
-        """Take sequences off the queue, in order, while there is room; by adapter."""
+        """Take sequences off the queue, in order, while their adapter's batch has room."""
         joining: dict[str, list[Sequence]] = {}
-        room = self._max_batch - sum(len(batch.rows) for batch in self._batches.values())
+        room = {key: self._max_batch - len(batch.rows) for key, batch in self._batches.items()}
+        later: deque[Sequence] = deque()
         now = time.monotonic()
         with self._wake:
-            while self._waiting and room > 0:
+            while self._waiting:
                 sequence = self._waiting.popleft()
+                left = room.get(sequence.key, self._max_batch)
                 if sequence.cancelled:
                     self._end(sequence, Reason.ABORT)
-                    continue
-                sequence.started = now
-                joining.setdefault(sequence.key, []).append(sequence)
-                room -= 1
+                elif left > 0:
+                    room[sequence.key] = left - 1
+                    sequence.started = now
+                    joining.setdefault(sequence.key, []).append(sequence)
+                else:
+                    later.append(sequence)
+            self._waiting = later
         return joining
 
     def _join(self, key: str, rows: list[Sequence]) -> None:
