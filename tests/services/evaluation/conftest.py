@@ -79,7 +79,7 @@ def _running(served: Served) -> Iterator[Served]:
         server.server_close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def openai_server() -> Iterator[Callable[..., Served]]:
     """`openai_server(reply, models=["m"])` starts a server; `reply` gives status, body, headers."""
     with ExitStack() as stack:
@@ -90,7 +90,7 @@ def openai_server() -> Iterator[Callable[..., Served]]:
         yield start
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def chat() -> Callable[..., dict[str, Any]]:
     """The body of a chat completion."""
 
