@@ -140,7 +140,8 @@ class MlflowRun:
             self.url = f"{spec.uri.rstrip('/')}/#/experiments/{experiment}/runs/{self.run}"
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        given = [Param(key, _text(value)) for key, value in params.items()]
+        """Nested values become keys with dots: a value has at most 6000 characters here."""
+        given = [Param(key, _text(value)) for key, value in _flat(params)]
         for start in range(0, len(given), 100):
             self.client.log_batch(self.run, params=given[start : start + 100])
 
@@ -200,6 +201,14 @@ def _open(spec: MlflowRegistry, home: Path) -> MlflowClient:
 def _lock(home: Path) -> FileLock:
     home.mkdir(parents=True, exist_ok=True)
     return FileLock(home / "mlflow.db.lock", is_singleton=True)
+
+
+def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in params.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _text(value: Any) -> str:

@@ -50,7 +50,7 @@ def test_a_run_keeps_params_metrics_tables_and_files(home: Path, tmp_path: Path)
     page = tmp_path / "report.html"
     page.write_text("<h1>report</h1>")
     run = MlflowRun(MlflowRegistry(), home, name="support", run_id="support-1")
-    run.log_params({"lora.rank": 8, "long": "x" * 10_000})
+    run.log_params({"lora": {"rank": 8}, "long": "x" * 10_000})
     run.log_metrics([Metric("train/loss", 1 / (step + 1), step) for step in range(1500)])
     run.log_table("gates", ["gate", "verdict"], [["tickets", "PASS"]])
     run.log_file(page)
