@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+from prefect.logging.configuration import setup_logging
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
 from flows.local_server import server_at_hand
+from tasks import progress
 from trainyard import files
 from trainyard.errors import Refused, TrainyardError
 from trainyard.recipe import parse_override
@@ -22,12 +24,11 @@ MARKS = {"done": "✓", "skipped": "=", "failed": "✗"}
 
 
 class Lines(logging.Handler):
-    """Prints the stages of a run; the one at work is redrawn in place on a terminal."""
+    """Prints the stages of a run; on a terminal, the one at work is redrawn in place."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
-        self._begin = time.monotonic()
-        self._drawn = 0.0
+        self._drawn = time.monotonic()
         self._tty = sys.stdout.isatty()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -37,22 +38,17 @@ class Lines(logging.Handler):
             words = record.getMessage().removeprefix(f"{stage}: ")
             self._line(f"{MARKS[event]} {stage:<9}{seconds:6.1f} s  {words}\n")
         elif event == "started":
-            self._draw(f"  {stage:<9}")
-        elif hasattr(record, "share"):
-            self._progress(str(stage), record)
+            self._drawn = time.monotonic()
+            if self._tty:
+                self._line(f"  {stage:<9}")
         elif record.levelno >= logging.WARNING:
             self._line(f"! {record.getMessage()}\n")
 
-    def _progress(self, stage: str, record: logging.LogRecord) -> None:
-        words = record.getMessage().removeprefix(f"{stage}: ")
-        share = float(getattr(record, "share", 0.0))
-        if self._tty or time.monotonic() - self._drawn > 15:
-            self._draw(f"  {stage:<9}{share:6.0%}    {words}", newline=not self._tty)
-
-    def _draw(self, text: str, *, newline: bool = False) -> None:
-        if self._tty or newline:
+    def progress(self, stage: str, share: float, words: str) -> None:
+        """On a terminal twice a second; in a file every 15 seconds, a line each."""
+        if time.monotonic() - self._drawn > (0.5 if self._tty else 15):
             self._drawn = time.monotonic()
-            self._line(text + ("\n" if newline else ""))
+            self._line(f"  {stage:<9}{share:6.0%}    {words}" + ("" if self._tty else "\n"))
 
     def _line(self, text: str) -> None:
         sys.stdout.write(("\r\x1b[2K" if self._tty else "") + text)
@@ -62,10 +58,13 @@ class Lines(logging.Handler):
 def main(release: Callable[..., Summary]) -> None:
     """Run one release from the command line and end the process with its exit code."""
     args = _arguments()
-    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the UI has its log lines
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"  # the UI has those lines
+    setup_logging()
+    lines = Lines()
     log = logging.getLogger("trainyard")
     log.setLevel(logging.INFO)
-    log.addHandler(Lines())
+    log.addHandler(lines)
+    progress.listeners.append(lines.progress)
     signal.signal(signal.SIGTERM, _terminated)
     begin = time.monotonic()
     try:
@@ -127,9 +126,10 @@ def _question_and_answer(summary: Summary) -> list[str]:
     """Ask the endpoint a held-out question, as a user would."""
     folder = Path(".trainyard/runs") / summary.run_id
     probe = files.read_json(folder / "probe.json")
+    body = {"model": summary.recipe, "temperature": 0, "max_tokens": probe["max_tokens"]}
     reply = httpx.post(
         f"{summary.endpoint}/chat/completions",
-        json=probe | {"model": summary.recipe},
+        json=body | {"messages": probe["messages"]},
         timeout=60,
     )
     answer = reply.json()["choices"][0]["message"]["content"] if reply.is_success else reply.text

@@ -1,7 +1,8 @@
-"""A stage's progress, shown on the console at once and in the Prefect UI every few seconds."""
+"""A stage's progress: to whoever listens at once, to the Prefect UI and its logs now and then."""
 
 import logging
 import time
+from collections.abc import Callable
 from typing import cast
 from uuid import UUID
 
@@ -11,20 +12,29 @@ from trainyard.release.job import Progress
 
 logger = logging.getLogger("trainyard.progress")
 
-EVERY_S = 2.0
+listeners: list[Callable[[str, float, str], None]] = []
+"""Called with stage, share in [0, 1] and words; a console adds itself here."""
+
+UPDATE_S = 2.0
+LOG_S = 30.0
 
 
 def shown(stage: str) -> Progress:
     """Return a callback for one stage; it belongs to the task run that asks for it."""
     made = create_progress_artifact(progress=0.0, key=f"{stage}-progress", description=stage)
     artifact = cast(UUID, made)  # a coroutine only inside an event loop
-    last = 0.0
+    updated = logged = time.monotonic()
 
     def show(share: float, words: str) -> None:
-        nonlocal last
-        logger.info("%s: %s", stage, words, extra={"share": share, "stage": stage})
-        if share >= 1 or time.monotonic() - last > EVERY_S:
-            last = time.monotonic()
+        nonlocal updated, logged
+        now = time.monotonic()
+        for listener in listeners:
+            listener(stage, share, words)
+        if share >= 1 or now - updated > UPDATE_S:
+            updated = now
             update_progress_artifact(artifact, progress=min(100.0, share * 100), description=words)
+        if now - logged > LOG_S:
+            logged = now
+            logger.info("%s %.0f %%: %s", stage, share * 100, words)
 
     return show

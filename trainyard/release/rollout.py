@@ -17,6 +17,7 @@ from trainyard.release.version import Registered
 from trainyard.rollout import Probe, Rollout, ServedVersion, StepRecord
 
 REPLAYED = 200
+PROBE = "probe.json"
 
 
 class Served(Frozen):
@@ -33,12 +34,14 @@ class Served(Frozen):
 def begin(job: Job, registered: Registered) -> Rollout:
     """Become the controller of this version's rollout. Refused while another process is."""
     target = rollout.open_target(job.recipe.deploy, job.recipe.name, job.home)
+    probe = first_probe(job, registered)
+    files.write_json(job.folder / PROBE, probe.model_dump(mode="json"))
     served = ServedVersion(
         name=registered.name,
         digest=registered.digest,
         adapter=(registered.folder / "adapter").absolute(),
         base=job.base().path.absolute(),
-        probe=probe(job, registered),
+        probe=probe,
     )
     return rollout.begin(target, served, spec=job.recipe.deploy, replay=list(replay(job)))
 
@@ -78,7 +81,7 @@ def question(sample: dict[str, Any]) -> list[dict[str, Any]]:
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
-def probe(job: Job, registered: Registered) -> Probe:
+def first_probe(job: Job, registered: Registered) -> Probe:
     """The first held-out question, and what the evaluated candidate answered to it."""
     first = next(replay(job), None)
     if first is None:
