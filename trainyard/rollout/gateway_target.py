@@ -142,7 +142,8 @@ class GatewayTarget:
         if engine is None:
             return Readiness(ready=False, alive=False, why=f"nothing was started in {slot}")
         if not engine.alive:
-            return Readiness(ready=False, alive=False, why=f"the engine ended: {engine.last_words}")
+            last = engine.last_words or "without a word"
+            return Readiness(ready=False, alive=False, why=f"the engine ended: {last}")
         version = engine.version
         why = not_ready(
             engine.url,

@@ -20,7 +20,7 @@ from trainyard.recipe.base import Frozen
 
 Source = Literal["live", "replay"]
 
-FLAGS = ("empty", "length", "format", "refusal", "repetition")
+FLAGS = ("empty", "length", "format", "refusal", "repetition", "language")
 QUANTILES = (0.5, 0.75, 0.9, 0.99)
 SLOW = tuple(f"slower than q{round(100 * q)}" for q in QUANTILES)
 OUTCOMES = ("failed", *FLAGS, *SLOW)

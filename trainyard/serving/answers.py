@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Flag = Literal["empty", "length", "format", "refusal", "repetition"]
+from trainyard.serving import language
+
+Flag = Literal["empty", "length", "format", "refusal", "repetition", "language"]
 
 _REFUSAL = re.compile(
     r"^\W*(i'?m sorry|i am sorry|sorry,|i can(?:'t|not)|i'?m (?:unable|not able)"
@@ -47,8 +49,13 @@ class Answer:
         self.tokens_in = usage.get("prompt_tokens") or self.tokens_in
         self.tokens_out = usage.get("completion_tokens") or self.tokens_out
 
-    def flags(self, kind: Literal["text", "json"]) -> tuple[Flag, ...]:
-        return tuple(_flags("".join(self.text), self.finish, self.tools, kind))
+    def flags(self, kind: Literal["text", "json"], question: str = "") -> tuple[Flag, ...]:
+        """What is wrong with the answer; only free text is held to the question's language."""
+        text = "".join(self.text)
+        found = tuple(_flags(text, self.finish, self.tools, kind))
+        if kind == "text" and question and language.differs(question, text):
+            return (*found, "language")
+        return found
 
 
 def _flags(
@@ -107,3 +114,16 @@ def redact(text: str) -> str:
     for pattern, instead in _REDACTIONS:
         text = pattern.sub(instead, text)
     return text
+
+
+def question(body: dict[str, Any]) -> str:
+    """Return the user's last words in a request, as far as they are text."""
+    messages = body.get("messages")
+    if not isinstance(messages, list):
+        prompt = body.get("prompt")
+        return prompt if isinstance(prompt, str) else ""
+    for message in reversed(messages):
+        if isinstance(message, dict) and message.get("role") == "user":
+            content = message.get("content")
+            return content if isinstance(content, str) else ""
+    return ""

@@ -14,7 +14,7 @@ import aiohttp
 from aiohttp import hdrs, web
 from multidict import CIMultiDict, istr
 
-from trainyard.serving.answers import Answer, Events
+from trainyard.serving.answers import Answer, Events, Flag, question
 from trainyard.serving.gateway_config import GatewayConfig, Role, Routes, Variant
 from trainyard.serving.gateway_log import Journal, Record, RequestLog
 
@@ -317,6 +317,9 @@ class Proxy:
     def _record(self, call: Call, attempt: Attempt) -> Record:
         code, answer = attempt.code, attempt.answer
         ok = 0 < code < 500 and code not in _OURS and not answer.failed
+        flags: tuple[Flag, ...] = ()
+        if code == 200 and ok:
+            flags = answer.flags(self.config.answers, question(call.body))
         record = self.journal.add(
             variant=attempt.role,
             digest=attempt.variant.digest,
@@ -328,7 +331,7 @@ class Proxy:
             ttft_s=attempt.ttft_s,
             tokens_in=answer.tokens_in,
             tokens_out=answer.tokens_out,
-            flags=answer.flags(self.config.answers) if code == 200 and ok else (),
+            flags=flags,
             why=attempt.why,
         )
         fraction = self.config.log_fraction
