@@ -1,8 +1,8 @@
 """Check a data set: from sources to a version in a folder, or to one sentence why not.
 
-`prepare` says what is to be done, `check_chunk` (any process, any order) does it, `finish` brings it
-together. Work lies in a hidden folder beside `out` and survives a crash; finished chunks are taken
-over. `out` gets its files at the end, `manifest.json` last.
+`prepare` says what is to be done, `check_chunk` (any process, any order) does it, `finish` brings
+it together. Work lies in a hidden folder beside `out` and survives a crash: finished chunks are
+taken over. `out` gets its files at the end, `manifest.json` last.
 """
 
 import hashlib

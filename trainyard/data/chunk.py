@@ -1,7 +1,7 @@
 """One chunk of one table: every record read, checked by itself, and written as facts.
 
 A pure function of files: `check_chunk(job, number)` writes a folder named by its inputs, the same
-bytes wherever it runs, and `info.json` last. Also a program: `python -m trainyard.data.chunk JOB N…`.
+bytes wherever it runs, `info.json` last. As a program: `python -m trainyard.data.chunk JOB N…`
 """
 
 import base64

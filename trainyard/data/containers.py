@@ -139,7 +139,7 @@ def _text(table: Table, head: bytes, suffix: str, scratch: Path, spec: SourceSpe
     first, _, rest = start.partition(b"\n")
     if suffix in (".csv", ".tsv"):
         return _csv(table, suffix, scratch, spec)
-    if start[:1] == b"[" and _begins_array(first, rest):
+    if start[:1] == b"[" and _begins_array(first, rest, suffix):
         return replace(table, index=_array_index(table, scratch))
     if suffix in (".jsonl", ".ndjson", ".json") or start[:1] in (b"{", b"["):
         _one_object(table, first)
@@ -155,7 +155,7 @@ def _text(table: Table, head: bytes, suffix: str, scratch: Path, spec: SourceSpe
     )
 
 
-def _begins_array(first: bytes, rest: bytes) -> bool:
+def _begins_array(first: bytes, rest: bytes, suffix: str) -> bool:
     """`[` opens a JSON array of rows, unless this line or the next is a row of its own."""
     try:
         value = orjson.loads(first)
@@ -165,7 +165,9 @@ def _begins_array(first: bytes, rest: bytes) -> bool:
         except orjson.JSONDecodeError:
             return True
         return first.strip() == b"["
-    return not rest.strip() and bool(value) and all(isinstance(v, dict) for v in value)
+    if rest.strip() or not all(isinstance(v, dict) for v in value):
+        return False
+    return bool(value) or suffix == ".json"
 
 
 def _one_object(table: Table, first: bytes) -> None:

@@ -1,7 +1,7 @@
 """How a data version differs from the one before: effect sizes, never p-values. Pure.
 
-At a million rows every difference is significant, and 2 % of junk moves no distribution: so sizes of
-effects with the noise of the sample beside them, and absolute changes of rates.
+At a million rows every difference is significant, and 2 % of junk moves no distribution: so sizes
+of effects with the noise of the sample beside them, and absolute changes of rates.
 """
 
 from collections.abc import Mapping, Sequence

@@ -64,7 +64,7 @@ def repeats(ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 
 def candidates(bands: Sequence[Any], alive: Rows) -> NDArray[np.int64]:
-    """[n, 2] pairs of rows, earlier first, that share a band; each with the first and the one before.
+    """[n, 2] pairs of rows, earlier first, that share a band, each with the first and the last.
 
     `bands` holds one [BANDS, rows] array per chunk, `alive` the rows to compare, ascending.
     """

@@ -1,8 +1,8 @@
 """Evaluation samples that training rows repeat.
 
 A row repeats a sample when their prompts are equal as word sequences, or when it holds at least
-half of the sample's distinctive 13-grams (8-grams of its prompt). Grams in more than ten samples, or
-common in the training data, are boilerplate and count for nothing.
+half of the sample's distinctive 13-grams (8-grams of its prompt). Grams in more than ten samples,
+or common in the training data, are boilerplate and count for nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ BOILERPLATE_SAMPLES = 10
 
 
 def asked_and_told(body: Mapping[str, Any]) -> tuple[str, str]:
-    """Texts of a row by which it is compared: what is asked, without system text, and the answer."""
+    """Texts of a row by which it is compared: asked, without system text, and told."""
     if body["kind"] == "pretrain":
         return "", str(body["text"])
     if body["kind"] == "tokenized":
@@ -43,7 +43,7 @@ def asked_and_told(body: Mapping[str, Any]) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Grams:
-    """Distinctive grams of all samples: sorted hashes, the sample of each, and totals per sample."""
+    """Distinctive grams of all samples: sorted hashes, their samples, totals per sample."""
 
     hashes: U64
     samples: NDArray[np.int32]
@@ -86,7 +86,7 @@ class EvalSets:
     short: Grams
 
     def leaked(self, asked: bytes, told: bytes, whole: int) -> tuple[str, float] | None:
-        """Name of the sample repeated and how much of it; `whole` is the hash of the whole prompt."""
+        """The sample repeated and how much of it; `whole` is the hash of the whole prompt."""
         at = int(np.searchsorted(self.prompts, np.uint64(whole)))
         if at < len(self.prompts) and self.prompts[at] == whole:
             return self.names[self.prompt_samples[at]], 1.0

@@ -1,9 +1,9 @@
-"""All chunks together: which row is a duplicate, which side it is on, and the files of a version."""
+"""All chunks together: which rows are duplicates, their sides, and the files of a version."""
 
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from trainyard.data.job import BIT, CODES, FACTS, KINDS, Job
 from trainyard.files import read_json
 
 TRAIN, VAL, QUARANTINE = 0, 1, 2
+EXAMPLES = 5
 SIDES = ("train", "val", "quarantine")
 
 
@@ -45,6 +46,8 @@ class Merged:
     exact: int
     near: int
     similar_pairs: int
+    examples: dict[str, list[tuple[str, int, str]]] = field(default_factory=dict)
+    """Code -> file, line and detail of the first quarantined rows that show it."""
 
     @property
     def lines(self) -> int:
@@ -193,8 +196,12 @@ def _runs(side: NDArray[np.uint8]) -> Iterator[tuple[int, int, int]]:
 def _quarantine_lines(merged: Merged, number: int) -> list[bytes]:
     """Entries of one chunk in the order of their lines."""
     place, rows = merged.places[number], merged.chunk_rows(number)
+    entries: list[tuple[int, bytes]] = []
     with (place / "bad.jsonl").open("rb") as opened:
-        entries = [(orjson.loads(line)["line"], line) for line in opened]
+        for written in opened:
+            entry = orjson.loads(written)
+            entries.append((entry["line"], written))
+            _remember(merged, entry["file"], entry["line"], entry["reasons"])
     aside = np.flatnonzero(merged.side[rows] == QUARANTINE)
     if not len(aside):
         return [line for _, line in entries]
@@ -207,8 +214,16 @@ def _quarantine_lines(merged: Merged, number: int) -> list[bytes]:
             raw = opened.read(int(row["length"]))
             why = _why(int(row["flags"]), details.get(i, []), merged.notes.get(rows.start + i, []))
             line = int(row["line"])
+            _remember(merged, table.name, line, why)
             entries.append((line, quarantined(table.name, line, int(row["offset"]), raw, why)))
     return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
+
+
+def _remember(merged: Merged, file: str, line: int, why: list[dict[str, str]]) -> None:
+    for reason in why:
+        known = merged.examples.setdefault(reason["code"], [])
+        if len(known) < EXAMPLES:
+            known.append((file, line, reason["detail"]))
 
 
 def _details(place: Path, rows: set[int]) -> dict[int, list[tuple[str, str]]]:

@@ -101,17 +101,19 @@ PATTERNS = (
     Pattern(
         "refusal",
         "refusal",
-        r"(?i)\x02\s*((i'm|i am|i’m) (sorry|afraid|unable)\b.{0,40}\b(can't|can’t|cannot|unable|not able)"
-        r"|i (can't|can’t|cannot|won't|won’t) (help|assist|provide|comply|fulfill|do that)"
+        r"(?i)\x02\s*((i['\x{2019}]m|i am) (sorry|afraid|unable)\b.{0,40}"
+        r"\b(can['\x{2019}]t|cannot|unable|not able)"
+        r"|i (can['\x{2019}]t|cannot|won['\x{2019}]t) (help|assist|provide|comply|fulfill|do that)"
         r"|as an ai( language)? (model|assistant)"
-        r"|(i'm|i am|i’m) (unable|not able) to (help|assist|provide|comply|fulfill)"
-        r"|很抱歉，我(无法|不能)|抱歉，我(无法|不能))",
+        r"|(i['\x{2019}]m|i am) (unable|not able) to (help|assist|provide|comply|fulfill)"
+        r"|(很)?抱歉\x{ff0c}我(无法|不能))",
     ),
     Pattern("braces", "placeholder", r"\{\{ ?[A-Za-z_][\w .]{0,40} ?\}\}"),
     Pattern(
         "insert",
         "placeholder",
-        r"(?i)\[(insert|your|enter|add|fill in|placeholder)\b[^\]\n]{0,40}\]|<(insert|your) [^>\n]{1,40}>",
+        r"(?i)\[(insert|your|enter|add|fill in|placeholder)\b[^\]\n]{0,40}\]"
+        r"|<(insert|your) [^>\n]{1,40}>",
     ),
     Pattern("lorem", "placeholder", r"(?i)\blorem ipsum dolor\b"),
 )
