@@ -117,6 +117,10 @@ class DeploySpec(Frozen):
 
     strategy: Annotated[Canary | AllAtOnce, Field(discriminator="kind")] = Canary()
 
+    expected_requests_per_s: PositiveFloat | None = None
+    """Users' requests per second to this model; with it, the plan foresees how long a canary takes
+    and how soon it would find a fault."""
+
     ready_timeout_s: PositiveFloat = 300
     """Seconds an engine has to load and to answer its first probe."""
 
