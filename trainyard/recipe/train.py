@@ -46,6 +46,14 @@ class TrainSpec(Frozen):
     """Scale by alpha / sqrt(rank), which keeps high ranks learning (Kalajdzievski 2023,
     arXiv:2312.03732)."""
 
+    dora: bool = False
+    """Train magnitude and direction of the weights apart (Liu et al. 2024, arXiv:2402.09353): a
+    little better at low rank, and slower. `backend: trl` only."""
+
+    continue_from: str | None = None
+    """Folder of an adapter whose weights the new one starts from; rank and layers must be the
+    same. Absent starts at zero."""
+
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Layers that get an adapter, by the last part of their name. Attention alone is clearly worse
     ("LoRA Without Regret", 2025)."""
@@ -138,6 +146,12 @@ class TrainSpec(Frozen):
     def _patience_needs_losses(self) -> "TrainSpec":
         if self.patience is not None and not self.eval_every:
             raise ValueError(f"patience ({self.patience}) counts losses that eval_every measures")
+        return self
+
+    @model_validator(mode="after")
+    def _dora_is_trls(self) -> "TrainSpec":
+        if self.dora and self.backend != "trl":
+            raise ValueError(f"dora needs backend: trl, not {self.backend}")
         return self
 
     @model_validator(mode="after")

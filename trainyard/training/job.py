@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from trainyard.errors import InputError
 from trainyard.files import digest_file, digest_json
 from trainyard.recipe.train import TrainSpec
 
@@ -121,12 +122,23 @@ def identity_of(job: TrainJob, backend: Backend) -> dict[str, str]:
     """Digest of each thing that must not change between a checkpoint and its continuation."""
     spec = job.spec.model_dump(mode="json", exclude={"backend"})
     template = job.chat_template or ""
+    start = adapter_weights(job.spec.continue_from) if job.spec.continue_from else None
     return {
         "base model": job.base_digest,
         "data": digest_json([digest_file(job.train), job.val and digest_file(job.val)]),
-        "recipe": digest_json([spec, backend, job.gpus, job.world_size, template]),
+        "recipe": digest_json(
+            [spec, backend, job.gpus, job.world_size, template, start and digest_file(start)]
+        ),
         "environment": digest_json(environment()),
     }
+
+
+def adapter_weights(folder: str) -> Path:
+    """Return the weights of an adapter, or of the adapter of a version; raises InputError."""
+    for place in (Path(folder), Path(folder) / ADAPTER):
+        if (place / "adapter_model.safetensors").is_file():
+            return place / "adapter_model.safetensors"
+    raise InputError(f"continue_from {folder}: no adapter_model.safetensors there")
 
 
 def environment() -> dict[str, str]:

@@ -52,8 +52,7 @@ def launch(
     Whatever ends this call ends the program and its children first.
     """
     backend = choose_backend(job)
-    if backend == "unsloth":
-        check_unsloth()
+    _check(job, backend)
     training = _Training(job, folder.resolve(), backend, limits, progress or _ignore)
     training.prepare()
     finished = training.finished()
@@ -75,6 +74,22 @@ def choose_backend(job: TrainJob) -> Backend:
     if job.spec.backend != "auto":
         return job.spec.backend
     return "unsloth" if _installed("unsloth") else "trl"
+
+
+def _check(job: TrainJob, backend: Backend) -> None:
+    """Raises InputError for what this backend, or this number of devices, cannot do."""
+    spec, world = job.spec, job.world_size
+    if backend == "unsloth":
+        check_unsloth()
+    if backend == "trl" and spec.activation_checkpointing == "offload":
+        raise InputError("activation_checkpointing: offload needs Unsloth, which is not installed")
+    if backend != "command" and not job.gpus and spec.optimizer != "adamw":
+        raise InputError(f"optimizer {spec.optimizer} needs a GPU: set optimizer: adamw")
+    if spec.batch_size % (spec.device_batch_size * world):
+        raise InputError(
+            f"batch_size ({spec.batch_size}) must be a multiple of device_batch_size "
+            f"({spec.device_batch_size}) times {world} processes"
+        )
 
 
 def _installed(name: str) -> bool:
@@ -99,12 +114,6 @@ class _Training:
 
     def prepare(self) -> None:
         """End what still runs in the folder, and throw away what another job left there."""
-        spec, world = self.job.spec, self.job.world_size
-        if spec.batch_size % (spec.device_batch_size * world):
-            raise InputError(
-                f"batch_size ({spec.batch_size}) must be a multiple of device_batch_size "
-                f"({spec.device_batch_size}) times {world} processes"
-            )
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / PROCESS).is_file():
             process.stop(process.ProcessRecord.model_validate(read_json(self.folder / PROCESS)))

@@ -33,8 +33,10 @@ def all_checks(
     with undisturbed(trainer.model):
         batch = trainer.data_collator(sorted(rows, key=lambda row: len(row["input_ids"]))[:8])
         found["accumulation"] = accumulation(trainer, batch)
-        if found["quantised_layers"]:
+        if found["quantised_layers"] and trainer.args.device.type == "cpu":
             found["gradient_after_eval"] = gradient_after_eval(trainer, batch)
+        if trainer.args.device.type == "cuda":
+            found["longest_batch_gib"] = longest_batch(trainer, rows)
     found["saved_tensors"] = save_and_load(trainer.model)
     return found
 
@@ -130,6 +132,15 @@ def accumulation(trainer: Any, batch: dict[str, Any]) -> dict[str, float]:
             "these versions of the training libraries scale the loss wrongly together"
         )
     return {"one_piece": whole, "two_pieces": parts}
+
+
+def longest_batch(trainer: Any, rows: list[dict[str, Any]]) -> float:
+    """Compute the gradient of the longest rows, so that memory ends now or not at all; its peak."""
+    longest = sorted(rows, key=lambda row: -len(row["input_ids"]))
+    batch = trainer.data_collator(longest[: trainer.args.per_device_train_batch_size])
+    torch.cuda.reset_peak_memory_stats()
+    gradient_norm(trainer, [batch])
+    return round(torch.cuda.max_memory_reserved() / 2**30, 3)
 
 
 def gradient_after_eval(trainer: Any, batch: dict[str, Any]) -> dict[str, float]:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig
@@ -27,6 +29,7 @@ from trainyard.training import selfcheck
 from trainyard.training.checkpoints import newest_complete, step_of
 from trainyard.training.job import JobFile
 from trainyard.training.journal import Journal
+from trainyard.training.memory import estimate
 from trainyard.training.outcome import write_adapter, write_result
 from trainyard.training.rows import read_rows
 from trainyard.training.trainer import JobTrainer, NotFinite, Pad, Watch
@@ -88,6 +91,7 @@ def run(
     file = JobFile.model_validate(read_json(folder / contract.JOB))
     job, spec = file.job, file.job.spec
     quiet()
+    require_device(file)
     torch.set_num_threads(spec.threads)
     set_seed(spec.seed)
     if not job.gpus:
@@ -97,6 +101,8 @@ def run(
     journal.beat("loading", force=True)
     model, tokenizer = load(file)
     keep_trainable_layout(model)
+    if spec.continue_from:
+        take_weights(model, contract.adapter_weights(spec.continue_from))
     checkpoint = newest_complete(folder / contract.CHECKPOINTS)
     before = journal.resume_at(step_of(checkpoint) if checkpoint else 0)
     validation = make_validation(file, folder, template, before)
@@ -119,13 +125,32 @@ def run(
         journal.ended("stopped", "SIGTERM: a checkpoint was written", trainer.state.global_step)
         return contract.STOPPED
     if trainer.is_world_process_zero():
-        measured = {"precision": arithmetic(file), "self_checks": checks}
+        measured: dict[str, Any] = {"precision": arithmetic(file), "self_checks": checks}
+        if job.gpus:
+            need = estimate(model.config.to_dict(), spec, rows=file.device_batch_size)
+            measured["estimated_gpu_gib"] = round(need.total, 3)
         if validation is not None:
             validation.restore_best(trainer.model)
             measured |= validation.summary()
         write_adapter(trainer.model, template, job, folder)
         write_result(folder, trainer, backend, measured)
     return 0
+
+
+def require_device(file: JobFile) -> None:
+    """Raises InputError when the GPUs of the job are not there or lack what it asks of them."""
+    job = file.job
+    if not job.gpus:
+        return
+    if torch.cuda.device_count() < job.gpus:
+        raise InputError(
+            f"resources.gpus is {job.gpus} and torch {torch.__version__} finds "
+            f"{torch.cuda.device_count()}: look at the driver and at torch's build"
+        )
+    if job.spec.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(
+            f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic: set precision: fp32"
+        )
 
 
 def make_validation(
@@ -156,6 +181,21 @@ def keep_trainable_layout(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def take_weights(model: Any, file: Path) -> None:
+    """Start from the adapter in `file`, which must have the same tensors."""
+    here = {name: tensor.shape for name, tensor in get_peft_model_state_dict(model).items()}
+    found = load_file(file)
+    there = {name: tensor.shape for name, tensor in found.items()}
+    if here != there:
+        differ = sorted(set(here.items()) ^ set(there.items()))
+        name, shape = differ[0]
+        raise InputError(
+            f"continue_from: {file} has other tensors than this recipe trains, {name} "
+            f"{list(shape)} for one: rank, target_modules and dora must be the same"
+        )
+    set_peft_model_state_dict(model, found)
 
 
 def pad_id_of(tokenizer: PreTrainedTokenizerBase, template: Template) -> int:

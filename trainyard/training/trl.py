@@ -52,6 +52,7 @@ def load(file: JobFile) -> tuple[Any, PreTrainedTokenizerBase]:
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
         use_rslora=spec.rslora,
+        use_dora=spec.dora,
         target_modules=(
             spec.target_modules
             if isinstance(spec.target_modules, str)

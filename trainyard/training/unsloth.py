@@ -27,7 +27,6 @@ def load(file: JobFile) -> tuple[Any, PreTrainedTokenizerBase]:
         use_exact_model_name=True,
         use_gradient_checkpointing=checkpointing,
         random_state=spec.seed,
-        local_files_only=True,
     )
     model = FastLanguageModel.get_peft_model(
         base,

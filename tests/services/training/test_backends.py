@@ -159,3 +159,33 @@ def test_the_adapter_holds_the_rank_and_the_layers_of_the_recipe(reference):
         shapes = {tuple(weights.get_slice(n).get_shape()) for n in names if "q_proj.lora_A" in n}
     assert len(names) == 4 * 7 * 2
     assert {shape[0] for shape in shapes} == {4}
+
+
+def test_an_adapter_continues_where_another_ended(make_job, reference, tmp_path):
+    _, folder, before = reference("unsloth")
+    job = make_job(backend="unsloth", continue_from=str(before.adapter), max_steps=1)
+    launch(job, tmp_path)
+    first = read_metrics(tmp_path / "metrics.jsonl")[0]["loss"]
+    fresh = [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
+    assert abs(first - fresh[-1]) < abs(first - fresh[0])
+    other_rank = make_job(backend="unsloth", continue_from=str(before.adapter), rank=2)
+    with pytest.raises(InputError, match=r"other tensors .* rank, target_modules"):
+        launch(other_rank, tmp_path)
+
+
+def test_dora_and_rank_stabilised_scale_reach_the_adapter(make_job, tmp_path):
+    job = make_job(
+        backend="trl",
+        dora=True,
+        rslora=True,
+        target_modules=("q_proj", "v_proj"),
+        optimizer="adamw",
+        max_steps=2,
+    )
+    result = launch(job, tmp_path)
+    config = read_json(result.adapter / "adapter_config.json")
+    assert (config["use_dora"], config["use_rslora"]) == (True, True)
+    with safe_open(result.adapter / "adapter_model.safetensors", "pt") as weights:
+        names = list(weights.keys())
+    assert sum("lora_magnitude_vector" in name for name in names) == 4 * 2
+    assert result.details["trained_parameters"] > 0
