@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -41,13 +42,16 @@ class BaseModel(Record):
     """Its `config.json`."""
 
 
-def resolve(ref: str, cache: Path, *, trust_remote_code: bool = False) -> BaseModel:
+def resolve(
+    ref: str, cache: Path, *, trust_remote_code: bool = False, download: bool = True
+) -> BaseModel:
     """Find the base model `ref`, downloading it when it is on the hub, and prove that it is usable.
 
     `ref` is a folder, `owner/name[@revision]` or `hf://owner/name[@revision]`. `cache` remembers
-    digests of large files. Raises InputError for what cannot be used, Unavailable for a silent hub.
+    digests of large files. Raises InputError for what cannot be used, Unavailable for a silent hub
+    and, without `download`, for a model that is not on this machine.
     """
-    path, revision = _find(ref, trust_remote_code)
+    path, revision = _find(ref, trust_remote_code, download)
     config = _read_config(path)
     if "auto_map" in config and not trust_remote_code:
         raise InputError(
@@ -62,7 +66,7 @@ def resolve(ref: str, cache: Path, *, trust_remote_code: bool = False) -> BaseMo
     return BaseModel(ref=ref, path=path, revision=revision, digest=digest, config=config)
 
 
-def _find(ref: str, with_code: bool) -> tuple[Path, str | None]:
+def _find(ref: str, with_code: bool, download: bool) -> tuple[Path, str | None]:
     folder = Path(ref)
     if (folder / "snapshots").is_dir():
         return _in_hub_layout(folder)
@@ -74,7 +78,7 @@ def _find(ref: str, with_code: bool) -> tuple[Path, str | None]:
             f"base_model {ref}: no such folder; name a folder, owner/name@revision or "
             "hf://owner/name@revision"
         )
-    return _download(hub["repository"], hub["revision"], with_code)
+    return _from_hub(hub["repository"], hub["revision"], with_code, download)
 
 
 def _in_hub_layout(folder: Path) -> tuple[Path, str | None]:
@@ -88,12 +92,18 @@ def _in_hub_layout(folder: Path) -> tuple[Path, str | None]:
     return snapshot.resolve(), revision
 
 
-def _download(repository: str, revision: str | None, with_code: bool) -> tuple[Path, str]:
+def _from_hub(
+    repository: str, revision: str | None, with_code: bool, download: bool
+) -> tuple[Path, str]:
     named = f"{repository}@{revision}" if revision else repository
     wanted = [f"*{suffix}" for suffix in COUNTED if with_code or suffix != ".py"]
     try:
         found = snapshot_download(
-            repository, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]
+            repository,
+            revision=revision,
+            allow_patterns=wanted,
+            ignore_patterns=["*/*"],
+            local_files_only=not download,
         )
     except GatedRepoError:
         raise InputError(f"{named} is gated: accept its terms and set HF_TOKEN") from None
@@ -105,13 +115,15 @@ def _download(repository: str, revision: str | None, with_code: bool) -> tuple[P
             "needs HF_TOKEN)"
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        if not download:
+            raise Unavailable(f"{named} is not on this machine") from None
         if constants.HF_HUB_OFFLINE:
             raise InputError(
                 f"base_model {named}: no such folder here, not in the hub's cache, and "
                 "HF_HUB_OFFLINE=1 forbids to download it"
             ) from None
         raise Unavailable(f"{named} cannot be downloaded: {_cause(error)}") from None
-    except OSError as error:
+    except (OSError, httpx.HTTPError) as error:
         raise Unavailable(f"{named} cannot be downloaded: {_cause(error)}") from None
     path = Path(found)
     return path, path.name

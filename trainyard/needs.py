@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from trainyard import base_model, files
-from trainyard.errors import TrainyardError
+from trainyard.errors import Unavailable
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.release.data import Checked
@@ -85,8 +85,11 @@ def _config(recipe: Recipe, home: Path, notes: list[str]) -> dict[str, Any] | No
     """The base's config.json, or its sizes from our table when it is not on this machine."""
     try:
         trusted = recipe.trust_remote_code
-        return base_model.resolve(recipe.base_model, home, trust_remote_code=trusted).config
-    except TrainyardError as error:
+        found = base_model.resolve(
+            recipe.base_model, home, trust_remote_code=trusted, download=False
+        )
+        return found.config
+    except Unavailable as error:
         name = recipe.base_model.removeprefix("hf://").partition("@")[0]
         sizes: dict[str, dict[str, Any]] = files.read_json(KNOWN_SIZES)
         if name not in sizes:

@@ -9,7 +9,7 @@ from trainyard.gate import Rules
 from trainyard.gate.foresight import foresee
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
-from trainyard.release import data, evaluation, training
+from trainyard.release import data, engine, evaluation, training
 from trainyard.release.champion import Champion, find_champion
 from trainyard.release.data import Checked
 from trainyard.release.job import Job
@@ -72,6 +72,7 @@ def make(job: Job) -> Plan:
     gates, problems = _gates(job.recipe, champion)
     checked = _checked(job)
     needed = needs.of(job.recipe, job.home, checked)
+    engine.check(job.recipe)
     cost = needed.budget
     return Plan(
         recipe=job.recipe.name,
@@ -98,6 +99,7 @@ def _champion(job: Job, notes: list[str]) -> Champion | None:
 def _checked(job: Job) -> Checked | None:
     """What an earlier run found in the same data; None also where the base is not here yet."""
     try:
+        job.base(download=False)
         return data.find(job)
     except Unavailable:
         return None

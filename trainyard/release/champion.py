@@ -6,6 +6,7 @@ from trainyard import base_model, files, storage
 from trainyard.errors import NotFound
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
+from trainyard.recipe.register import MlflowRegistry
 from trainyard.registry import VersionRecord, open_registry
 from trainyard.version import ADAPTER, key
 
@@ -34,7 +35,10 @@ class Champion(Frozen):
 
 def find_champion(recipe: Recipe, home: Path) -> Champion | None:
     """Return the champion of the recipe's model; None before the first release."""
-    registry = open_registry(recipe.register.registry, home)
+    spec = recipe.register.registry
+    if isinstance(spec, MlflowRegistry) and spec.uri is None and not (home / "mlflow.db").exists():
+        return None  # opening it would make it: seconds, and a file that a plan must not leave
+    registry = open_registry(spec, home)
     try:
         record = registry.resolve(recipe.name, "production")
     except NotFound:

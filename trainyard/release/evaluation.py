@@ -9,11 +9,11 @@ from trainyard.evaluation.run import Arm, evaluate
 from trainyard.evaluation.scores import read_scores
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.data import SourceSpec
+from trainyard.release import engine
 from trainyard.release.champion import Champion
 from trainyard.release.data import digest_sources
 from trainyard.release.job import Job, Progress, code_digest
 from trainyard.release.training import Trained
-from trainyard.serving.engines import start_local
 from trainyard.stage import Stage
 from trainyard.training.job import ADAPTER
 
@@ -86,37 +86,32 @@ def _start(
     job: Job, trained: Trained, champion: Champion | None, logs: Path, engines: ExitStack
 ) -> dict[str, Arm]:
     """Start one engine per base model; candidate, base and champion share it when they can."""
-    base, name = job.base(), job.recipe.name
-    candidate = f"{name}@{trained.result.digest[:12]}"
+    recipe, base = job.recipe, job.base()
+    named = engine.base_name(recipe)
+    candidate = f"{recipe.name}@{trained.result.digest[:12]}"
     adapters = {candidate: trained.folder / ADAPTER}
     shares_base = champion is not None and champion.base_digest == base.digest
     if champion and shares_base:
         adapters[champion.served_name] = champion.adapter
-    engine = engines.enter_context(
-        start_local(
-            job.recipe.deploy.engine,
-            base=base.path,
-            base_name=f"{name}-base",
-            adapters=adapters,
-            log=logs / "engine.log",
+
+    def start(folder: Path, adapters: dict[str, Path], log: str) -> str:
+        return engines.enter_context(
+            engine.serving(recipe, base=folder, base_name=named, adapters=adapters, log=logs / log)
         )
-    )
+
+    def arm(url: str, adapter: str, digest: str) -> Arm:
+        return Arm(url, engine.request_model(recipe, adapter), digest)
+
+    url = start(base.path, adapters, "engine.log")
     arms = {
-        "candidate": Arm(engine.url, candidate, trained.result.digest),
-        "base": Arm(engine.url, f"{name}-base", base.digest),
+        "candidate": arm(url, candidate, trained.result.digest),
+        "base": Arm(url, named, base.digest),
     }
     if champion and champion.digest != trained.result.digest:
         if not shares_base:
-            engine = engines.enter_context(
-                start_local(
-                    job.recipe.deploy.engine,
-                    base=champion.base(job.home),
-                    base_name=f"{name}-champion-base",
-                    adapters={champion.served_name: champion.adapter},
-                    log=logs / "engine-champion.log",
-                )
-            )
-        arms["champion"] = Arm(engine.url, champion.served_name, champion.digest)
+            own = {champion.served_name: champion.adapter}
+            url = start(champion.base(job.home), own, "engine-champion.log")
+        arms["champion"] = arm(url, champion.served_name, champion.digest)
     return arms
 
 

@@ -28,10 +28,15 @@ class Job(Frozen):
         """Folder of the run."""
         return self.home / "runs" / self.run_id
 
-    def base(self) -> BaseModel:
-        """Raises InputError when the base model cannot be used."""
-        trusted = self.recipe.trust_remote_code
-        return base_model.resolve(self.recipe.base_model, self.home, trust_remote_code=trusted)
+    def base(self, *, download: bool = True) -> BaseModel:
+        """Raises InputError when the base model cannot be used, Unavailable when it is away."""
+        recipe = self.recipe
+        return base_model.resolve(
+            recipe.base_model,
+            self.home,
+            trust_remote_code=recipe.trust_remote_code,
+            download=download,
+        )
 
 
 @cache

@@ -5,6 +5,7 @@ gateway is. A container restarts by itself three times; a canary that did is abo
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ from trainyard.errors import InputError, Unavailable
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.deploy import DeploySpec, DockerTarget
 from trainyard.rollout.target import Engine, ServedVersion, Slot
-from trainyard.serving.engines import ENGINES, Launch
+from trainyard.serving.engines import ENGINES, Launch, not_ready
+from trainyard.serving.engines import Engine as EngineSpec
 
 BASE, ADAPTER, PORT = "/models/base", "/models/adapter", 8000
 _SECOND = 1_000_000_000  # Docker counts nanoseconds
@@ -242,3 +244,80 @@ def _last_words(container: Container) -> str:
     lines = container.logs(tail=1).decode("utf-8", errors="replace").strip()
     killed = ", out of memory" if state.get("OOMKilled") else ""
     return f"exit {state.get('ExitCode')}{killed}: {lines}"
+
+
+@contextmanager
+def serving(
+    spec: DeploySpec,
+    *,
+    base: Path,
+    base_name: str,
+    adapters: Mapping[str, Path],
+    log: Path,
+) -> Iterator[str]:
+    """Serve a base and several adapters from one container for a while; yields its URL.
+
+    For evaluation: the same image, engine and arguments as the rollout will use.
+    Raises InputError for an image or option that cannot start, Unavailable when it is not ready
+    within `ready_timeout_s`.
+    """
+    target = spec.target
+    assert isinstance(target, DockerTarget)
+    engine = ENGINES[spec.engine]
+    places = {name: f"{ADAPTER}-{n}" for n, name in enumerate(adapters)}
+    rank = max((_rank(folder) for folder in adapters.values()), default=8)
+    launch = Launch(
+        base=BASE, base_name=base_name, adapters=places, host="0.0.0.0", port=PORT, max_rank=rank
+    )
+    program, *arguments = engine.command(launch)
+    entrypoint = {"cpu": ["python"], "tgi": None}.get(engine.name, [program])
+    port = process.free_port()
+    image = target.image or engine.image or ""
+    mounts = {str(base.absolute()): {"bind": BASE, "mode": "ro"}}
+    for name, folder in adapters.items():
+        mounts[str(folder.absolute())] = {"bind": places[name], "mode": "ro"}
+    ids = target.blue_gpus
+    with _docker() as client:
+        _fetch(client, image)
+        try:
+            container = client.containers.run(
+                image,
+                [*arguments, *target.arguments],
+                entrypoint=entrypoint,
+                detach=True,
+                init=True,
+                environment={**engine.env(launch), **target.env},
+                volumes=mounts,
+                ports={f"{PORT}/tcp": ("127.0.0.1", port)},
+                device_requests=[DeviceRequest(device_ids=list(ids), capabilities=[["gpu"]])]
+                if ids
+                else [],
+                shm_size=f"{int(target.shm_gib * 1024)}m",
+                security_opt=["no-new-privileges"],
+                labels={"trainyard.evaluation": base_name},
+            )
+        except APIError as error:
+            raise InputError(f"Docker could not start {image}: {error.explanation}") from error
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _await(container, url, engine, [base_name, *adapters], spec.ready_timeout_s)
+            yield url
+        finally:
+            files.write_bytes(log, container.logs())
+            container.remove(force=True)
+
+
+def _await(
+    container: Container, url: str, engine: EngineSpec, models: Sequence[str], timeout_s: float
+) -> None:
+    end = time.monotonic() + timeout_s
+    why: str | None = "it was not asked yet"
+    while why is not None:
+        container.reload()
+        if container.status == "exited":
+            raise InputError(f"the engine {engine.name} ended, {_last_words(container)}")
+        if time.monotonic() > end:
+            raise Unavailable(f"{engine.name} was not ready within {timeout_s:g} s: {why}")
+        time.sleep(1)
+        answers = (not_ready(url, engine, model, base_name=models[0]) for model in models)
+        why = next((answer for answer in answers if answer), None)
