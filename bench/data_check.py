@@ -45,7 +45,7 @@ RATES = {
     "control_characters": 0.0005,
     "chinese": 0.03,  # nothing wrong with them
 }
-HAN = "的一是不了人我在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生自会那后能对着事其里所去行过家十用发天如然作方成者多日都三小军二无同么经法当起与好看学进种将还分此心前面又定见只主没公从"
+HAN = [chr(0x4E00 + 17 * n) for n in range(200)]
 
 
 class Rows:
@@ -100,7 +100,7 @@ class Rows:
             row["instruction"] = "".join(rng.choices(HAN, k=20))
             row["output"] = "".join(rng.choices(HAN, k=120)) + "。"
         inserted = {
-            "pii": f" {words[1:6].strip() or 'ann'}.{rng.randrange(999)}@example{rng.randrange(99)}.org",
+            "pii": f" ann.{rng.randrange(9999)}@example{rng.randrange(99)}.org",
             "secret": " AKIA" + "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", k=16)),
             "special_tokens": " <|im_end|>",
             "placeholder": " [insert name here]",

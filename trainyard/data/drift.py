@@ -35,13 +35,18 @@ class Shift:
 
 def shift_of_values(name: str, before: Values, after: Values) -> Shift:
     edges = np.unique(np.quantile(before, np.linspace(0, 1, BINS + 1)[1:-1]))
-    p = np.bincount(np.searchsorted(edges, before, "right"), minlength=len(edges) + 1)
-    q = np.bincount(np.searchsorted(edges, after, "right"), minlength=len(edges) + 1)
+    p, q = (_binned(edges, values) for values in (before, after))
     spread = float(before.std()) or 1.0
     at = np.linspace(0, 1, 201)
     moved = float(np.abs(np.quantile(before, at) - np.quantile(after, at)).mean()) / spread
     medians = float(np.median(before)), float(np.median(after))
     return Shift(name, *_divergences(p, q), moved, *medians)
+
+
+def _binned(edges: Values, values: Values) -> NDArray[np.int64]:
+    """Counts below, on and between `edges`: whole numbers often lie on them."""
+    place = np.searchsorted(edges, values, "left") + np.searchsorted(edges, values, "right")
+    return np.bincount(place, minlength=2 * len(edges) + 1)
 
 
 def shift_of_shares(name: str, before: Mapping[str, int], after: Mapping[str, int]) -> Shift:
@@ -57,6 +62,7 @@ def shift_of_shares(name: str, before: Mapping[str, int], after: Mapping[str, in
 def _divergences(p: NDArray[np.int64], q: NDArray[np.int64]) -> tuple[float, float, float]:
     """PSI, its noise, and Jensen-Shannon distance of two histograms; empty bins count as half."""
     n, m = max(int(p.sum()), 1), max(int(q.sum()), 1)
+    p, q = p[p + q > 0], q[p + q > 0]
     a, b = np.maximum(p, 0.5) / n, np.maximum(q, 0.5) / m
     psi = float(((b - a) * np.log(b / a)).sum())
     a, b = a / a.sum(), b / b.sum()

@@ -44,25 +44,37 @@ def _columns(merged: Merged, number: int, rows: slice) -> dict[str, Any]:
     table = merged.job.chunk(number).table
     ids = np.ascontiguousarray(facts["id"]).tobytes()
     columns: dict[str, Any] = {
-        "file": pa.DictionaryArray.from_arrays(np.zeros(len(facts), np.int32), [table.name]),
+        "file": _names((table.name,), np.zeros(len(facts), np.uint8)),
         "id": pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(16), len(facts), [None, pa.py_buffer(ids)]
         ),
         "side": _names(SIDES, merged.side[rows]),
         "kind": _names(KINDS, facts["kind"]),
         "script": _names(SCRIPTS, facts["script"]),
-        "cluster": merged.roots[rows],
-        "flags": facts["flags"],
+        "cluster": _plain(merged.roots[rows]),
+        "flags": _plain(facts["flags"]),
     }
     for name in PLAIN:
-        columns[name] = np.ascontiguousarray(facts[name])
+        columns[name] = _plain(facts[name])
     for code in CODES:
-        columns[code] = (facts["flags"] & np.uint32(BIT[code])) != 0
+        flagged = (facts["flags"] & np.uint32(BIT[code])) != 0
+        packed = np.packbits(flagged, bitorder="little").tobytes()
+        columns[code] = pa.Array.from_buffers(pa.bool_(), len(facts), [None, pa.py_buffer(packed)])
     return columns
 
 
+# From buffers: `pa.array` imports pandas, where installed, to ask whether it was given its own.
+def _plain(values: NDArray[Any]) -> Any:
+    content = pa.py_buffer(np.ascontiguousarray(values).tobytes())
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, content])
+
+
 def _names(names: tuple[str, ...], values: NDArray[np.uint8]) -> Any:
-    return pa.DictionaryArray.from_arrays(values.astype(np.int32), list(names))
+    encoded = [name.encode() for name in names]
+    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(b"".join(encoded))]
+    texts = pa.StringArray.from_buffers(len(names), buffers[1], buffers[2])
+    return pa.DictionaryArray.from_arrays(_plain(values.astype(np.int32)), texts)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Our rendering and masks against transformers itself, on the tokenizer fixture of the unit tests."""
+"""Our rendering and masks against transformers itself, on the unit tests' tokenizer."""
 
 from pathlib import Path
 

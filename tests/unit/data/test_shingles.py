@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from trainyard.data.duplicates import candidates, repeats
+from trainyard.data.shingles import SCRIPTS, Scanner, distinct, jaccard, shingle_set, unit_hashes
+
+NOTHING = np.empty(0, np.uint64)
+SCANNER = Scanner(NOTHING, NOTHING, NOTHING)
+
+
+def plain_jaccard(one: str, other: str) -> float:
+    """Word 3-grams in plain Python."""
+    sets = []
+    for text in (one, other):
+        words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+        sets.append({tuple(words[i : i + 3]) for i in range(len(words) - 2)})
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("The quick brown fox jumps over the dog", "the quick brown fox, jumps over a dog!"),
+        ("a b c d e f g", "h i j k l m n"),
+        ("Größe über alles in Straße Ä", "größe ÜBER alles in straße ä"),
+        ("x y z x y z x y z", "x y z x y"),
+    ],
+)
+def test_similarity_is_that_of_plain_python(one: str, other: str) -> None:
+    sets = [shingle_set(b"", t.encode(), NOTHING) for t in (one, other)]
+    assert jaccard(*sets) == pytest.approx(plain_jaccard(one, other))
+
+
+def test_signatures_estimate_similarity_as_minhash_must() -> None:
+    """The share of equal hashes is an estimate of the Jaccard similarity (Broder 1997)."""
+    rng = np.random.default_rng(5)
+    words = [f"w{n}" for n in range(3000)]
+    found = []
+    for _ in range(300):
+        one = rng.choice(words, 120)
+        other = one.copy()
+        other[rng.integers(0, 120, 2)] = "changed"
+        texts = [(b"", " ".join(t).encode()) for t in (one, other)]
+        bands = SCANNER.scan(texts)[1]
+        similarity = jaccard(*(shingle_set(*t, NOTHING) for t in texts))
+        found.append(((bands[:, 0] == bands[:, 1]).mean(), similarity**6))
+    equal, expected = np.mean(found, axis=0)
+    assert equal == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("text", "script", "units"),
+    [
+        ("Hello, world", "latin", 2),
+        ("42 is 7", "latin", 3),
+        ("你好世界", "han", 4),
+        ("日本語のテキスト", "kana", 8),
+        ("Привет мир", "cyrillic", 2),
+        ("مرحبا بالعالم", "arabic", 2),
+        ("สวัสดี", "thai", 6),
+        ("안녕 세계", "hangul", 2),
+        ("नमस्ते", "devanagari", 1),
+        ("", "none", 0),
+    ],
+)
+def test_scripts_and_units(text: str, script: str, units: int) -> None:
+    (row,) = SCANNER.scan([(b"", text.encode())])[0]
+    assert (SCRIPTS[row.script], row.units) == (script, units)
+    assert row.answer_chars == len(text)
+    assert len(unit_hashes(text.encode())[0]) == units
+
+
+def test_common_grams_are_left_out_unless_nothing_else_is_there() -> None:
+    frame = shingle_set(b"", b"the frame of all rows", NOTHING)
+    rest = shingle_set(b"", b"the frame of all rows and more", frame)
+    assert not set(rest.tolist()) & set(frame.tolist())
+    assert len(shingle_set(b"", b"the frame of all rows", frame)) == len(frame)
+
+
+def test_a_pair_shares_a_band_and_comes_once() -> None:
+    one = [(b"", b"the very same words in the very same order"), (b"", b"something else again")]
+    _, bands = SCANNER.scan([*one, one[0], one[0]])
+    assert candidates([bands], np.arange(4)).tolist() == [[0, 2], [0, 3], [2, 3]]
+    assert candidates([bands], np.array([1, 3])).tolist() == []
+
+
+def test_repeats_name_every_row_but_the_first() -> None:
+    ids = np.array([[1, 1], [2, 2], [1, 3]], np.uint64)
+    assert repeats(ids).tolist() == [False, False, True, False]
+
+
+def test_distinct_is_sorted() -> None:
+    assert distinct(np.array([3, 1, 3, 2], np.uint64)).tolist() == [1, 2, 3]
+    assert distinct(NOTHING).tolist() == []
