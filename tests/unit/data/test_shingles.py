@@ -85,7 +85,7 @@ def test_a_pair_shares_a_band_and_comes_once() -> None:
 
 
 def test_repeats_name_every_row_but_the_first() -> None:
-    ids = np.array([[1, 1], [2, 2], [1, 3]], np.uint64)
+    ids = np.array([[1, 1], [2, 2], [1, 1], [1, 3]], np.uint64)
     assert repeats(ids).tolist() == [False, False, True, False]
 
 
