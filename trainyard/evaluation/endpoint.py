@@ -55,6 +55,7 @@ class Endpoint:
 
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
+        await asyncio.sleep(0)  # a closed transport lets go of its socket in the next turn
 
     async def models(self) -> list[str]:
         """Names that the server answers to. Raises Unavailable, or InputError for no such API."""

@@ -5,6 +5,7 @@ All are in [0, 1] but BLEU and chrF, which keep sacrebleu's [0, 100].
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -47,6 +48,21 @@ def contains(answer: str, reference: str) -> float:
     """1 when the answer contains the reference (case, width and spacing apart)."""
     wanted = normal(reference)
     return float(bool(wanted) and wanted in normal(answer))
+
+
+def capability(answer: str, reference: str) -> float:
+    """1 when the answer's choice, last number or whole text is the reference's.
+
+    A reference of one letter is a choice: the first letter that stands alone in the answer counts.
+    """
+    wanted = normal(reference)
+    if re.fullmatch("[a-z]", wanted):
+        found = re.search(r"(?<![^\W_])[A-Za-z](?![^\W_]|')", answer)
+        return float(found is not None and found[0].casefold() == wanted)
+    if re.fullmatch(r"-?\d+(?:\.\d+)?", wanted):
+        numbers = re.findall(r"-?\d+(?:\.\d+)?", answer.replace(",", ""))
+        return float(bool(numbers) and float(numbers[-1]) == float(wanted))
+    return accuracy(answer, reference)
 
 
 def token_f1(answer: str, reference: str) -> float:

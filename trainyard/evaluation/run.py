@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from trainyard.errors import InputError
-from trainyard.evaluation import documents, pairwise, task
+from trainyard.evaluation import documents, pairwise, safety, task
 from trainyard.evaluation.asking import Answers, Arm, Question, ask
 from trainyard.evaluation.metrics import signatures
 from trainyard.evaluation.samples import Item
@@ -19,6 +19,7 @@ from trainyard.recipe.evaluate import (
     EvaluateSpec,
     PairwiseSuite,
     PerplexitySuite,
+    SafetySuite,
     Suite,
     TaskSuite,
 )
@@ -74,6 +75,10 @@ def evaluate(
         for item in one.items
         for score in _scores(one, item, rows[one.suite.name, item.id, name], trusted)
     ]
+    for one in prepared:
+        if isinstance(one.suite, SafetySuite):
+            verdicts = out / "guard.jsonl"
+            scores += safety.scores(one.suite, one.items, one.arms, rows, spec, verdicts)
     answers.keep(row for row in rows.values() if "error" not in row)
     facts = _facts(spec, arms, prepared)
     suites = [one for one in prepared if isinstance(one.suite, PairwiseSuite)]
@@ -149,6 +154,8 @@ def _metrics(suite: Suite) -> tuple[str, ...]:
             return documents.METRICS
         case PairwiseSuite():
             return pairwise.METRICS
+        case SafetySuite():
+            return (suite.measure,)
         case _:
             assert_never(suite)
 
@@ -174,6 +181,8 @@ def _items(suite: Suite) -> list[Item]:
             return documents.items(suite)
         case PairwiseSuite():
             return pairwise.items(suite)
+        case SafetySuite():
+            return safety.items(suite)
         case _:
             assert_never(suite)
 
@@ -186,6 +195,8 @@ def _question(suite: Suite, item: Item, arm: str, seed: int) -> Question:
             return documents.question(suite, item, arm, seed)
         case PairwiseSuite():
             return pairwise.question(suite, item, arm, seed)
+        case SafetySuite():
+            return safety.question(suite, item, arm, seed)
         case _:
             assert_never(suite)
 
@@ -196,7 +207,7 @@ def _scores(one: _Prepared, item: Item, answer: Mapping[str, Any], trusted: bool
             return task.scores(one.suite, item, answer, one.failures, trusted)
         case PerplexitySuite():
             return documents.scores(one.suite, item, answer)
-        case PairwiseSuite():
+        case PairwiseSuite() | SafetySuite():
             return []
         case _:
             assert_never(one.suite)

@@ -1,6 +1,6 @@
 """Evaluation samples: what is asked, what the answer is compared with, and what it counts for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 from trainyard.data.read import read_samples
 from trainyard.errors import InputError
+from trainyard.recipe.data import SourceSpec
 
 Message = Mapping[str, Any]
 
@@ -32,7 +33,7 @@ class Item:
 
 
 def read_items(
-    path: str | Path,
+    path: str | Path | SourceSpec,
     *,
     limit: int | None = None,
     cluster: str | None = None,
@@ -43,7 +44,7 @@ def read_items(
     Raises InputError for an empty set, a bad row, or a missing cluster or slice field.
     """
     found: dict[str, Item] = {}
-    for row in islice(read_samples(path), limit):
+    for row in islice(_rows(path), limit):
         meta = row.get("meta") or {}
         missing = [key for key in (cluster, *slices) if key is not None and key not in meta]
         if missing:
@@ -63,6 +64,12 @@ def read_items(
     if not found:
         raise InputError(f"{path} holds no samples: there is nothing to evaluate on")
     return list(found.values())
+
+
+def _rows(source: str | Path | SourceSpec) -> Iterator[dict[str, Any]]:
+    if isinstance(source, SourceSpec):
+        return read_samples(source.path, source)
+    return read_samples(source)
 
 
 def require(items: Iterable[Item], path: str | Path, *, reference: bool) -> None:

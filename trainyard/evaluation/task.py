@@ -155,6 +155,7 @@ _SIMPLE: dict[str, Callable[[str, str], float]] = {
     "macro_f1": metrics.accuracy,
     "micro_f1": metrics.accuracy,
     "contains": metrics.contains,
+    "capability": metrics.capability,
     "token_f1": metrics.token_f1,
 }
 

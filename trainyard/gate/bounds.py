@@ -63,13 +63,13 @@ def clustered_binomial(values: Floats, clusters: NDArray[np.int64], alpha: float
     rate = float(values.mean())
     sums = np.bincount(clusters, weights=values - rate)
     variance = float(np.sum(sums**2)) / n**2 * groups / max(groups - 1, 1)
-    effective = float(groups)
+    effective, tail = float(groups), alpha
     if 0 < rate < 1 and variance > 0 and groups > 1:
         tail = RESERVE * alpha
         shrink = (stdtrit(n - 1, 1 - tail) / stdtrit(groups - 1, 1 - tail)) ** 2
         effective = min(rate * (1 - rate) / variance * float(shrink), float(n))
     effective = max(effective, 1.0)
-    low, high = clopper_pearson(rate * effective, effective, confidence=1 - 2 * RESERVE * alpha)
+    low, high = clopper_pearson(rate * effective, effective, confidence=1 - 2 * tail)
     return Bound(rate, low, high, n, "clustered_clopper_pearson", groups,
                  sd=math.sqrt(rate * (1 - rate) * n / effective))  # fmt: skip
 

@@ -176,11 +176,13 @@ def paired(one: Sample, other: Sample, *, arm: str) -> None:
 
 
 def cluster_index(rows: Sequence[Score]) -> NDArray[np.int64] | None:
-    """Cluster number per row; None when no row names one. A row without is its own cluster."""
+    """Cluster number per row; None when every row is its own, as a row without a cluster is."""
     if all(row.cluster is None for row in rows):
         return None
     names = [("", row.id) if row.cluster is None else ("c", row.cluster) for row in rows]
     number = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    if len(number) == len(rows):
+        return None
     return np.array([number[name] for name in names], dtype=np.int64)
 
 

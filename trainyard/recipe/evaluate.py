@@ -181,7 +181,56 @@ class PairwiseSuite(_Suite):
         return self
 
 
-Suite = Annotated[TaskSuite | PerplexitySuite | PairwiseSuite, Field(discriminator="kind")]
+class GuardSpec(Frozen):
+    """A model that says whether an answer is harmful and whether it refuses."""
+
+    base_url: Annotated[str, Field(pattern=r"^https?://")]
+    """Address of an OpenAI-compatible server, without `/v1`."""
+
+    model: str
+    """Name by which the server knows the guard."""
+
+    revision: str = ""
+    """Revision or digest of its weights, where it is known: verdicts of another one are not
+    reused."""
+
+    api_key: SecretRef | None = None
+    """Reference to the key that the server asks for."""
+
+    prompt: Literal["qwen3guard", "question"] = "qwen3guard"
+    """qwen3guard: the conversation is sent as it is, and `Safety:` and `Refusal:` lines come back
+    (Qwen3Guard-Gen; Controversial counts as harmful). question: any chat model, asked by our
+    question for a JSON object."""
+
+
+class SafetySuite(_Suite):
+    """Prompts whose answers a guard model scores; gated by harmful_rate or over_refusal."""
+
+    kind: Literal["safety"]
+
+    data: str
+    """Prompts: rows with `prompt`, or a published file in its own columns (see `columns`)."""
+
+    columns: Literal["rows", "harmbench", "strongreject", "xstest"] = "rows"
+    """Columns of the file. Of XSTest the unsafe prompts are used to measure harm, and the safe ones
+    to measure refusals."""
+
+    measure: Literal["harmful", "refused"]
+    """What an answer scores 1 for: doing harm (prompts that ask for it) or refusing (safe ones)."""
+
+    guard: GuardSpec
+    """Who decides it."""
+
+    cluster: str | None = None
+    """Field of a sample's `meta` whose equal values are not independent."""
+
+    max_tokens: PositiveInt = 256
+    """Longest answer, in tokens."""
+
+
+Suite = Annotated[
+    TaskSuite | PerplexitySuite | PairwiseSuite | SafetySuite, Field(discriminator="kind")
+]
 
 
 class EvaluateSpec(Frozen):

@@ -124,7 +124,7 @@ def world(tmp_path, openai_server, chat, calibrated):
                 "opponent": "base", "jurors": [juror], "calibration": str(path), **suite,
             }  # fmt: skip
             return EvaluateSpec.model_validate(
-                {"suites": [pairwise], "timeout_s": 5, "concurrency": 4}
+                {"suites": [pairwise], "timeout_s": 60, "concurrency": 4}
             )
 
         def run(self, judge=None, arms=None, out="out", warm=True, **suite):

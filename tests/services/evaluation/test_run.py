@@ -34,7 +34,7 @@ def spec(tmp_path: Path) -> EvaluateSpec:
     return EvaluateSpec.model_validate(
         {
             "concurrency": 4,
-            "timeout_s": 5,
+            "timeout_s": 60,
             "suites": [
                 {
                     "name": "numbers",
