@@ -59,10 +59,13 @@ def launcher_killed(job: TrainJob, folder: Path) -> TrainResult:
     (folder / "asked.json").write_text(job.model_dump_json())
     command = [sys.executable, "-c", LAUNCH, str(folder / "asked.json"), str(folder)]
     launcher = subprocess.Popen(command)
-    while not (folder / "checkpoints" / f"checkpoint-{SAVE_EVERY}" / "complete.json").exists():
-        time.sleep(0.05)
-    launcher.kill()
-    launcher.wait()
+    marker = folder / "checkpoints" / f"checkpoint-{SAVE_EVERY}" / "complete.json"
+    try:
+        while launcher.poll() is None and not marker.exists():
+            time.sleep(0.05)
+    finally:
+        launcher.kill()
+        launcher.wait()
     return launch(job, folder)
 
 
@@ -95,16 +98,11 @@ def main() -> None:
     asked = parser.parse_args()
     digests = {}
     print(f"{'what happened':18} {'starts at step':>16} {'seconds':>8}  digest")
-    for name, way in WAYS.items():
-        with tempfile.TemporaryDirectory() as scratch:
-            job = small_job(
-                Path(scratch) / "in",
-                backend=asked.backend,
-                max_steps=STEPS,
-                save_every=SAVE_EVERY,
-                threads=asked.threads,
-            )
-            result = way(job, Path(scratch) / "job")
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = {"max_steps": STEPS, "save_every": SAVE_EVERY, "threads": asked.threads}
+        job = small_job(Path(scratch) / "in", backend=asked.backend, **settings)
+        for name, way in WAYS.items():
+            result = way(job, Path(scratch) / name.replace(" ", "_"))
             digests[name] = result.digest
             starts = ", ".join(str(a["from_step"]) for a in result.attempts)
             print(f"{name:18} {starts:>16} {result.seconds:8.1f}  {result.digest[:24]}", flush=True)

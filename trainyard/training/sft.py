@@ -101,6 +101,7 @@ def run(
     journal.beat("loading", force=True)
     model, tokenizer = load(file)
     keep_trainable_layout(model)
+    require_positions(model, rows)
     if spec.continue_from:
         take_weights(model, contract.adapter_weights(spec.continue_from))
     checkpoint = newest_complete(folder / contract.CHECKPOINTS)
@@ -181,6 +182,17 @@ def keep_trainable_layout(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def require_positions(model: Any, rows: list[dict[str, Any]]) -> None:
+    """Raises InputError for a row that is longer than the base model was made for."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    longest = max(rows, key=lambda row: len(row["input_ids"]))
+    if limit is not None and len(longest["input_ids"]) > limit:
+        raise InputError(
+            f"row {longest['id']} has {len(longest['input_ids'])} tokens and the base model has "
+            f"{limit} positions: set max_seq_len to {limit} or less"
+        )
 
 
 def take_weights(model: Any, file: Path) -> None:

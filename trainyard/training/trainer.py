@@ -158,6 +158,8 @@ class Watch(TrainerCallback):
         }
         if self.validation and state.global_step in self.validation.losses:
             line["val_loss"] = self.validation.losses[state.global_step]
+            if not math.isfinite(line["val_loss"]):
+                raise NotFinite(f"step {state.global_step}: validation loss {line['val_loss']}")
         if torch.cuda.is_available():
             line["gpu_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 3)
         self.last = (now, tokens)

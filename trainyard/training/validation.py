@@ -73,6 +73,7 @@ class Validation(TrainerCallback):
                 loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=items)
             total += float(loss) * trained / trainer.accelerator.num_processes
             count += trained
+            trainer.journal.beat("training", trainer.state.global_step)
         trainer.model.train()
         return total / count if count else math.nan
 

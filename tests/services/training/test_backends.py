@@ -179,7 +179,7 @@ def test_dora_and_rank_stabilised_scale_reach_the_adapter(make_job, tmp_path):
         dora=True,
         rslora=True,
         target_modules=("q_proj", "v_proj"),
-        optimizer="adamw",
+        activation_checkpointing="block",
         max_steps=2,
     )
     result = launch(job, tmp_path)

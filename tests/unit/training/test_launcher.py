@@ -36,6 +36,22 @@ def make_job(tmp_path):
     return make
 
 
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"backend": "trl", "optimizer": "adamw_8bit"}, "needs a GPU: set optimizer: adamw"),
+        ({"backend": "trl", "device_batch_size": 8}, r"\(8\) times 2 processes"),
+        ({"backend": "trl", "continue_from": "nowhere"}, "continue_from nowhere: no adapter_model"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_process_starts(make_job, tmp_path, settings, text):
+    job = make_job("done")
+    spec = TrainSpec(batch_size=8, **settings)
+    with pytest.raises(InputError, match=text):
+        launch(job.model_copy(update={"spec": spec, "processes": 2}), tmp_path / "job")
+    assert not (tmp_path / "job" / "job.json").exists()
+
+
 def test_progress_gets_every_step_and_the_time_left(make_job, tmp_path):
     seen = []
     result = launch(make_job("done"), tmp_path / "job", progress=seen.append)
