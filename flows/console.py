@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
 from flows.local_server import server_at_hand
 from tasks import progress
-from trainyard import files
+from trainyard import files, plan
 from trainyard.errors import Refused, TrainyardError
 from trainyard.recipe import parse_override
 from trainyard.run import Summary
@@ -82,7 +82,10 @@ def main(release: Callable[..., Summary]) -> None:
         _end(f"could not be done: {error}", 2)
     except KeyboardInterrupt:
         _end("interrupted: run the same command again, finished stages are kept", 130)
-    if not args.dry_run:
+    folder = Path(".trainyard/runs") / summary.run_id
+    if args.dry_run:
+        print(plan.as_text(plan.Plan.model_validate(files.read_json(folder / "plan.json"))))
+    else:
         print(closing_words(summary, time.monotonic() - begin))
     sys.exit(0)
 

@@ -46,7 +46,7 @@ def release(
         recipe: Path of the recipe's YAML file, from the repository's root.
         overrides: Dotted keys of the recipe and their values for this run, as {"train.rank": 8}.
         environment: Where training and evaluation run: a file of deployments/environments.
-        dry_run: Plan only: say what would run, be skipped and cost, and change nothing.
+        dry_run: Plan only: say what would run, be skipped and cost.
     """
     where = read_environment(environment)
     wanted = read_recipe(Path(recipe), overrides)

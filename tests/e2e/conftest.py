@@ -45,6 +45,12 @@ class Clone:
         options = [part for override in overrides for part in ("--set", override)]
         return self.run("flows.release", recipe, *options)
 
+    def released(self) -> dict[str, Any]:
+        """Return the summary of a release of the small recipe as it is, making one if need be."""
+        code, output = self.release()
+        assert code == 0, output
+        return self.summary()
+
     def summaries(self) -> list[dict[str, Any]]:
         found = self.folder.glob(".trainyard/runs/*/summary.json")
         return [json.loads(p.read_text()) for p in sorted(found, key=lambda p: p.stat().st_mtime)]
@@ -73,8 +79,9 @@ class Clone:
             time.sleep(0.05)
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Iterator[Clone]:
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    tmp_path = tmp_path_factory.mktemp("clone")
     root = Path(__file__).parents[2]
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],

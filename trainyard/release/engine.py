@@ -25,7 +25,7 @@ def serving(
                 base_name=base_name,
                 adapters=adapters,
                 log=log,
-                threads=recipe.train.threads,
+                threads=recipe.deploy.threads,
             ) as running:
                 yield running.url
         case DockerTarget():
