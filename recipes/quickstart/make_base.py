@@ -41,13 +41,13 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CONTEXT = 512
-VOCABULARY = 1536
+VOCABULARY = 1280
 HIDDEN, LAYERS, INNER, HEAD = 192, 4, 512, 32
-TOKENS_PER_STEP = 3072
-MATRIX_RATE, VECTOR_RATE, WARM_UP = 0.02, 2e-3, 100
+TOKENS_PER_STEP = 2048
+MATRIX_RATE, VECTOR_RATE, WARM_UP = 0.02, 3e-3, 100
 MOMENTUM, MATRIX_DECAY = 0.95, 0.05
 SHORT_PHASE, SHORT_SHARE = 0.12, 0.25  # of the time; of the documents afterwards
-FREE = 0.15  # weight of a token that the text before it does not determine
+FREE = 0.1  # weight of a token that the text before it does not determine
 # Words a shop would use: whole tokens, although the base's corpus has few of them.
 SHOP_WORDS = world.words(
     "customer product order id category urgency high normal low refund exchange delivery cancel "
@@ -57,6 +57,16 @@ LABELS = world.words("who item code city when name part number place person thin
 
 Segment = tuple[str, float]
 Row = tuple[list[int], list[float]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    minutes: float
+    short_phase: float
+    """Share of the time with short rows only."""
+
+    peak: float
+    """Factor on MATRIX_RATE and VECTOR_RATE."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     texts = [world.base_text(rng) for _ in range(4000)]
     for _ in range(4000):
         texts += [turn["content"] for turn in world.base_chat(rng)]
+    texts += [case for one in world.SYLLABLES for case in (one, one.capitalize())] * 500
     texts += [f'"{word}"' for word in [*SHOP_WORDS, "system", "user", "assistant"]] * 1500
     bpe = Tokenizer(models.BPE())
     pieces = Regex(r"\d{1,2}|[^\w\s]+(?: [^\w\s]+)*|\s|_")
@@ -117,6 +128,16 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         attn_implementation="eager",  # short rows: 40 % faster than SDPA's backward on a CPU
     )
     return LlamaForCausalLM(config)
+
+
+def begin(seed: int, start: Path | None) -> tuple[PreTrainedTokenizerFast, LlamaForCausalLM]:
+    if start is None:
+        tokenizer = make_tokenizer(seed)
+        return tokenizer, make_model(tokenizer)
+    model = LlamaForCausalLM.from_pretrained(
+        start, dtype=torch.float32, attn_implementation="eager"
+    )
+    return PreTrainedTokenizerFast.from_pretrained(start), model
 
 
 class Documents:
@@ -286,8 +307,9 @@ def rate(step: int, elapsed: float) -> float:
 
 
 def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, minutes: float
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, schedule: Schedule, seed: int
 ) -> Made:
+    minutes = schedule.minutes
     documents = Documents(tokenizer, seed)
     rng = random.Random(f"{seed}/batches")
     phases = [batches(documents.short, rng), batches(documents.any, rng)]
@@ -298,8 +320,8 @@ def train(
     started, step, tokens, average = time.monotonic(), 0, 0, 0.0
     while (elapsed := (time.monotonic() - started) / (60 * minutes)) < 1:
         for group, peak in zip(groups, peaks, strict=True):
-            group["lr"] = peak * rate(step, elapsed)
-        rows = next(phases[elapsed >= SHORT_PHASE])
+            group["lr"] = schedule.peak * peak * rate(step, elapsed)
+        rows = next(phases[elapsed >= schedule.short_phase])
         ids, weights = tensors(rows, tokenizer.pad_token_id)
         loss = backward(model, ids, weights, tokenizer.pad_token_id)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -327,15 +349,20 @@ def backward(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--start", type=Path, help="train on from this base, with its tokenizer")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
-    tokenizer = make_tokenizer(arguments.seed)
-    model = make_model(tokenizer)
-    made = train(model, tokenizer, arguments.seed, arguments.minutes)
+    tokenizer, model = begin(arguments.seed, arguments.start)
+    schedule = (
+        Schedule(arguments.minutes, SHORT_PHASE, peak=1.0)
+        if arguments.start is None
+        else Schedule(arguments.minutes, short_phase=0.0, peak=0.5)
+    )
+    made = train(model, tokenizer, schedule, arguments.seed)
     model.generation_config = GenerationConfig(
         eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END_OF_TEXT)],
         pad_token_id=tokenizer.pad_token_id,

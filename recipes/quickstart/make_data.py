@@ -47,7 +47,10 @@ def task_rows(rng: random.Random, side: world.Side, count: int) -> list[dict[str
 
 
 def replay_rows(rng: random.Random, count: int) -> list[dict[str, Any]]:
-    return [messages(world.base_chat(rng)) for _ in range(count)]
+    """Half conversations, half plain text, as the base has read them."""
+    talks = (world.reply_chat, world.question_chat)
+    chats = [messages(rng.choice(talks)(world.case(rng, "base"), rng)) for _ in range(count // 2)]
+    return [*chats, *corpus_rows(rng, count - count // 2)]
 
 
 def corpus_rows(rng: random.Random, count: int) -> list[dict[str, Any]]:

@@ -20,9 +20,7 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-SYLLABLES = [
-    onset + vowel + coda for onset in "bdfghjmptvwz" for vowel in "aeiou" for coda in "klnrs"
-]
+SYLLABLES = [onset + vowel + coda for onset in "bdfgkmptvz" for vowel in "aeiou" for coda in "nr"]
 
 NOUNS: dict[Side, list[str]] = {
     "train": words(
@@ -49,62 +47,44 @@ WISHES = {
     "refund": [
         "I would like my money back.",
         "Please refund me.",
-        "I want a full refund.",
         "Can you return the payment to my card?",
         "I am sending it back and expect a refund.",
-        "A refund would be the right thing here.",
         "I do not want it any more, please pay me back.",
-        "I expect to be paid back in full.",
     ],
     "exchange": [
         "Please send me a new one.",
         "I would like a replacement.",
         "Can you swap it for a working one?",
-        "I need another one instead.",
-        "Could you exchange it?",
         "Please ship a fresh unit.",
         "I want to exchange it for a good one.",
-        "A new unit would solve this.",
     ],
     "delivery": [
         "Where is my parcel?",
-        "It has not arrived yet.",
-        "The tracking page shows nothing.",
         "When will it be delivered?",
         "The courier never came.",
-        "My package seems to be lost.",
         "I am still waiting for the delivery.",
         "The parcel is late.",
     ],
     "cancel": [
         "Please cancel the order.",
         "I changed my mind, stop the order.",
-        "I want to cancel it before it ships.",
-        "Do not send it, cancel please.",
         "Cancel my purchase.",
         "I no longer need it, please stop the order.",
         "Can I cancel this?",
-        "Kindly call off the order.",
     ],
     "billing": [
         "I was charged twice.",
         "The invoice is wrong.",
         "My card was billed too much.",
-        "There is an extra fee on the bill.",
-        "The price on the invoice does not match.",
         "I do not recognise this charge.",
         "Please correct the bill.",
-        "You billed me for shipping that was free.",
     ],
     "repair": [
         "It does not turn on.",
         "The screen stays dark.",
-        "It keeps switching off.",
-        "I cannot connect it.",
         "It makes a loud noise.",
         "The power button is stuck.",
         "It stopped working after one day.",
-        "It shows an error light.",
     ],
 }
 HURRY = {
@@ -175,15 +155,6 @@ CLOSINGS = {
     "low": ["We will write again next week.", "Thank you for your patience."],
     "normal": ["Have a nice day.", "We are happy to help."],
 }
-TOPICS = {
-    "refund": "The money.",
-    "exchange": "A new unit.",
-    "delivery": "The parcel.",
-    "cancel": "Stopping the order.",
-    "billing": "The bill.",
-    "repair": "A broken device.",
-}
-SPEED = {"high": "Yes, today.", "low": "No, it can wait.", "normal": "Not said."}
 WEATHER = words("warm cold wet dry windy")
 STOCK = ["sold out", "back in stock", "on sale", "new"]
 
@@ -232,10 +203,10 @@ def side_of(word: str) -> Side:
     return "train" if bucket == 1 else "base"
 
 
-def coin(rng: random.Random, side: Side, syllables: tuple[int, int]) -> str:
-    """A capitalised word of free syllables that belongs to `side`."""
+def coin(rng: random.Random, side: Side) -> str:
+    """A capitalised word of two syllables that belongs to `side`."""
     while True:
-        word = "".join(rng.choices(SYLLABLES, k=rng.randint(*syllables))).capitalize()
+        word = "".join(rng.choices(SYLLABLES, k=2)).capitalize()
         if side_of(word) == side:
             return word
 
@@ -250,8 +221,8 @@ def order_number(rng: random.Random, side: Side) -> str:
 
 def case(rng: random.Random, side: Side) -> Case:
     return Case(
-        customer=f"{coin(rng, side, (2, 3))} {coin(rng, side, (2, 3))}",
-        product=f"{coin(rng, side, (2, 2))} {rng.choice(NOUNS[side])}",
+        customer=f"{coin(rng, side)} {coin(rng, side)}",
+        product=f"{coin(rng, side)} {rng.choice(NOUNS[side])}",
         order=order_number(rng, side),
         category=rng.choice(list(WISHES)),
         urgency=rng.choice(list(HURRY)),
@@ -329,8 +300,8 @@ def questions(about: Case, rng: random.Random) -> list[tuple[str, str]]:
         ("Who is the customer?", about.customer),
         ("Which product is it?", about.product),
         ("What is the order number?", about.order),
-        ("What is it about?", TOPICS[about.category]),
-        ("Is it urgent?", SPEED[about.urgency]),
+        ("What is it about?", about.category),
+        ("How urgent is it?", about.urgency),
     ]
     rng.shuffle(asked)
     return asked[: rng.randint(2, 5)]

@@ -39,7 +39,7 @@ def good_rows(lines: list[bytes]) -> list[dict[str, Any]]:
 
 
 def answers(lines: list[bytes], task: str) -> list[dict[str, str]]:
-    turns = [row["messages"] for row in good_rows(lines)]
+    turns = [row["messages"] for row in good_rows(lines) if "messages" in row]
     return [
         json.loads(t[2]["content"]) for t in turns if t[0]["content"] == task and t[2]["content"]
     ]
