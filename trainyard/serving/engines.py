@@ -244,12 +244,13 @@ def start_local(
     threads: int = 1,
     start_s: float = _START_S,
     detached: bool = False,
+    options: Sequence[str] = (),
 ) -> Running:
     """Start an engine on this machine and wait until it serves; its output goes to `log`.
 
-    It dies with the thread that called this, unless `detached`. Raises InputError for what the
-    caller can fix (port taken, adapter that does not fit the base) and Unavailable with the end of
-    the log when the server does not become ready within `start_s`.
+    It dies with the thread that called this, unless `detached`. `options` are the engine's own.
+    Raises InputError for what the caller can fix (port taken, adapter that does not fit the base)
+    and Unavailable with the end of the log when it does not become ready within `start_s`.
     """
     if engine != "cpu":
         raise InputError(f"engine {engine} runs as a container; only cpu starts as a process here")
@@ -258,7 +259,7 @@ def start_local(
         base_name=base_name,
         adapters={name: str(folder) for name, folder in adapters.items()},
         port=port,
-        extra=("--threads", str(threads)),
+        extra=("--threads", str(threads), *options),
     )
     child = _spawn(ENGINES[engine], launch, log, detached=detached)
     try:

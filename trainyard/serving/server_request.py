@@ -212,8 +212,8 @@ def _message(message: _Message) -> dict[str, Any]:
 def _encode(template: Template, text: str, *, special: bool) -> list[int]:
     try:
         return list(template.tokenizer.encode(text, add_special_tokens=special).ids)
-    except UnicodeEncodeError as error:
-        raise InputError(f"the text is no valid Unicode: {error.reason}") from error
+    except (UnicodeEncodeError, TypeError) as error:  # a lone surrogate, from "\\ud800" in JSON
+        raise InputError("the text is no valid Unicode: it has half of a surrogate pair") from error
 
 
 def _fit(prompt: int, limit: int | None, max_len: int) -> int:
