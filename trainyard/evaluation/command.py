@@ -3,9 +3,9 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from trainyard.evaluation.scores import read_judgements, read_scores
 from trainyard.gate import Decision, GateResult, Rules, Verdict, decide
@@ -36,7 +36,7 @@ class GateFile(Frozen):
     trust_remote_code: Any = None
     data: Any = None
     train: Any = None
-    register: Any = None
+    register_: Annotated[Any, Field(alias="register")] = None
     deploy: Any = None
     monitor: Any = None
     notify: Any = None
