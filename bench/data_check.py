@@ -185,6 +185,35 @@ def generate(folder: Path, rows: int, seed: int) -> None:
     (folder / "truth.json").write_text(json.dumps(truth))
 
 
+def make_base(work: Path, rows: Path) -> Path:
+    """A byte-level BPE of 16,000 entries and a ChatML template, trained on some of the rows."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    folder = work / "base"
+    if (folder / "tokenizer.json").is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with rows.open("rb") as opened:
+        sample = [next(opened).decode(errors="replace") for _ in range(8000)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=16000,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")],
+    )
+    tokenizer.train_from_iterator(sample, trainer)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>{{ '\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 def parse_cpu(file: Path) -> float:
     """CPU seconds to parse every line with orjson; what does not parse is skipped."""
     before = time.process_time()
@@ -298,6 +327,7 @@ def main() -> None:
         "--work", type=Path, default=Path(tempfile.gettempdir()) / "trainyard-bench"
     )
     parser.add_argument("--base", default="", help="model folder: count tokens exactly, too")
+    parser.add_argument("--tokens", action="store_true", help="the same, with a BPE made here")
     options = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
@@ -312,8 +342,9 @@ def main() -> None:
         folder = options.work / f"{rows}-{options.seed}"
         generate(folder, rows, options.seed)
         file = folder / "rows.jsonl"
+        base = options.base or (str(make_base(options.work, file)) if options.tokens else "")
         parse = min(parse_cpu(file) for _ in range(3 if rows <= 100_000 else 2))
-        found = measure(folder, options.base)
+        found = measure(folder, base)
         planted, missed, wrong = compare(folder)
         result = {
             "rows": rows,

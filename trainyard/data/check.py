@@ -25,6 +25,7 @@ from trainyard.data.lines import cut
 from trainyard.data.locate import locate
 from trainyard.data.sample import common_grams
 from trainyard.data.template import Template
+from trainyard.data.tokens import FastTokens
 from trainyard.data.verdict import DataVerdict
 from trainyard.errors import InputError, TrainyardError
 from trainyard.files import digest_file, digest_json
@@ -123,6 +124,7 @@ def prepare(
         eval_sets=found_sets,
         model=base_model.absolute() if base_model is not None else None,
         max_seq_len=max_seq_len,
+        fast_tokens=template is not None and fast_tokens(template, grams.texts),
         inputs=digest_json(
             [
                 spec.model_dump(mode="json", exclude={"train", "limits", "val_fraction"}),
@@ -134,6 +136,12 @@ def prepare(
         ),
     )
     return job.save()
+
+
+def fast_tokens(template: Template, texts: Sequence[str]) -> bool:
+    """Whether the fast way may be taken: it gave identical ids for all of `texts`."""
+    fast = FastTokens.of(template)
+    return fast is not None and fast.agrees(template, texts)
 
 
 def run_chunks(job_file: Path, processes: int, tell: Progress) -> None:

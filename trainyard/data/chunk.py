@@ -27,6 +27,7 @@ from trainyard.data.rows import RowReader, encode, in_file
 from trainyard.data.shingles import BANDS, CONTROL, MOJIBAKE, Scanner
 from trainyard.data.structure import findings, refuse_unusable
 from trainyard.data.template import Template
+from trainyard.data.tokens import FastTokens
 from trainyard.errors import InputError
 from trainyard.files import write_json
 
@@ -48,6 +49,9 @@ class ChunkCheck:
         )
         self.actions = job.spec.checks.model_dump()
         self.template = Template.load(job.model) if job.model is not None else None
+        self.fast = None
+        if self.template is not None and job.fast_tokens:
+            self.fast = FastTokens.of(self.template)
         special = list(self.template.eos_texts) if self.template is not None else []
         if self.template is not None:
             special += [t for t in self.template.special.values() if "unk" not in t]
@@ -245,7 +249,7 @@ class ChunkCheck:
     ) -> bytes | None:
         """Note tokens and what encoding shows; the row as several lines when it was split."""
         assert self.template is not None
-        proof = prove(self.template, body, self.job.max_seq_len)
+        proof = prove(self.template, body, self.job.max_seq_len, self.fast)
         pieces = self._shorter(proof, body)
         if pieces:
             proof = Proof(proof.tokens, proof.trained)

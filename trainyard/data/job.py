@@ -64,6 +64,8 @@ class Job:
     eval_sets: Path | None
     model: Path | None
     max_seq_len: int | None
+    fast_tokens: bool
+    """tiktoken gave the tokenizer's ids on a sample of these rows."""
     inputs: str
     """Digest of everything outside the tables that facts depend on."""
 
@@ -88,6 +90,7 @@ class Job:
             "eval_sets": _named(self.eval_sets),
             "model": _named(self.model),
             "max_seq_len": self.max_seq_len,
+            "fast_tokens": self.fast_tokens,
             "inputs": self.inputs,
         }
         write_json(self.folder / "job.json", made)
@@ -106,6 +109,7 @@ class Job:
             eval_sets=_path(found["eval_sets"]),
             model=_path(found["model"]),
             max_seq_len=found["max_seq_len"],
+            fast_tokens=found["fast_tokens"],
             inputs=found["inputs"],
         )
 

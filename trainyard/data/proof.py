@@ -7,6 +7,7 @@ from typing import Any
 from trainyard.data.messages import text_of
 from trainyard.data.rows import prompt_and_answer
 from trainyard.data.template import Encoded, RowNotRendered, Template
+from trainyard.data.tokens import FastTokens
 
 Body = dict[str, Any]
 
@@ -19,14 +20,22 @@ class Proof:
     findings: list[tuple[str, str]] = field(default_factory=list)
 
 
-def prove(template: Template, body: Body, max_seq_len: int | None) -> Proof:
+def prove(
+    template: Template, body: Body, max_seq_len: int | None, fast: FastTokens | None = None
+) -> Proof:
     """Encode the row as training will and look at the result."""
+    text = ""
     try:
-        encoded = template.encode(body)
+        if body["kind"] in ("pretrain", "tokenized"):
+            encoded = template.encode(body)
+        else:
+            text, spans = template.render_row(body)
+            quick = fast.encode(text, spans) if fast is not None else None
+            encoded = quick if quick is not None else template.encode_text(text, spans)
     except RowNotRendered as problem:
         return Proof(0, 0, [("template", str(problem))])
     found = []
-    if problem_seen := _lost_or_doubled(template, body, encoded):
+    if problem_seen := _lost_or_doubled(template, body, encoded, text):
         found.append(("template", problem_seen))
     tokens = len(encoded.input_ids)
     left = encoded.trained if max_seq_len is None else encoded.trained[:max_seq_len]
@@ -39,7 +48,7 @@ def prove(template: Template, body: Body, max_seq_len: int | None) -> Proof:
     return Proof(tokens, trained, found)
 
 
-def _lost_or_doubled(template: Template, body: Body, encoded: Encoded) -> str | None:
+def _lost_or_doubled(template: Template, body: Body, encoded: Encoded, text: str) -> str | None:
     ids, bos = encoded.input_ids, template.special.get("bos_token")
     first = template.tokenizer.token_to_id(bos) if bos is not None else None
     if first is not None and ids[:2] == [first, first]:
@@ -48,7 +57,6 @@ def _lost_or_doubled(template: Template, body: Body, encoded: Encoded) -> str | 
     if kind in ("pretrain", "tokenized"):
         return None
     prompt, answer = prompt_and_answer(body)
-    text, spans = template.render_row(body)
     for i, message in enumerate([*prompt, *answer]):
         content = text_of(message["content"]).strip()
         if content and content not in text:
@@ -57,9 +65,9 @@ def _lost_or_doubled(template: Template, body: Body, encoded: Encoded) -> str | 
         head = template.render_prompt(prompt, body.get("tools"))
         if not text.startswith(head):
             return "the chat template is not prefix-preserving: the prompt alone renders otherwise"
-    if spans and template.eos_token_ids:
-        last = max((i for i, t in enumerate(encoded.trained) if t), default=None)
-        if last is not None and ids[last] not in template.eos_token_ids:
+    if template.eos_token_ids and True in encoded.trained:
+        last = len(ids) - 1 - encoded.trained[::-1].index(True)
+        if ids[last] not in template.eos_token_ids:
             return "the token that ends the answer is not trained"
     return None
 

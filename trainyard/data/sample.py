@@ -23,6 +23,7 @@ from trainyard.recipe.data import SourceSpec
 ROWS = 2048
 COMMON_SHARE = 0.02
 FEWEST = 20
+TRIED = 512
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,27 @@ class Common:
     """13-grams."""
     prompt: U64
     """8-grams of prompts."""
+    texts: list[str]
+    """Some of the sampled texts, to try tokenizers on."""
 
 
 def common_grams(chunks: Sequence[Chunk], sources: Sequence[SourceSpec], max_bytes: int) -> Common:
     """Grams in 2 % or more of about 2,048 rows spread over the data, and in 20 at least."""
     nothing = np.empty(0, np.uint64)
     texts = _sample(chunks, sources, max_bytes)
+    shown = [f"{asked.decode()}\n{told.decode()}" for asked, told in texts[:TRIED]]
     least = max(FEWEST, COMMON_SHARE * len(texts))
     if len(texts) < FEWEST:
-        return Common(nothing, nothing, nothing)
+        return Common(nothing, nothing, nothing, shown)
     shingles = [shingle_set(asked, told, nothing) for asked, told in texts]
     long = [
         distinct(gram_hashes(np.concatenate([unit_hashes(t)[0] for t in pair]), LONG_GRAM))
         for pair in texts
     ]
     prompt = [distinct(gram_hashes(unit_hashes(asked)[0], PROMPT_GRAM)) for asked, _ in texts]
-    return Common(*(_frequent(per_row, least) for per_row in (shingles, long, prompt)))
+    return Common(
+        _frequent(shingles, least), _frequent(long, least), _frequent(prompt, least), shown
+    )
 
 
 def _frequent(per_row: Sequence[U64], least: float) -> U64:

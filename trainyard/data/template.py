@@ -192,6 +192,10 @@ class Template:
             if eos_id is not None and (not ids or ids[-1] != eos_id):
                 ids.append(eos_id)
             return Encoded(ids, [True] * len(ids))
+        return self.encode_text(text, spans)
+
+    def encode_text(self, text: str, spans: Sequence[tuple[int, int]]) -> Encoded:
+        """Tokens of rendered text, trained where they touch one of `spans`, in characters."""
         found = self.tokenizer.encode(text, add_special_tokens=False)
         return Encoded(found.ids, _trained(found.offsets, spans))
 
