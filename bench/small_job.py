@@ -1,6 +1,7 @@
 """The training that the CPU benches run: real rows of the quickstart, a few steps."""
 
 import json
+import shutil
 from pathlib import Path
 
 from trainyard.base_model import resolve
@@ -26,7 +27,8 @@ def write_rows(file: Path, count: int) -> None:
 def small_job(folder: Path, **settings: object) -> TrainJob:
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.jsonl", 256)
-    base = resolve(str(QUICKSTART / "base"), folder)
+    shutil.copytree(QUICKSTART / "base", folder / "base")
+    base = resolve(str(folder / "base"), folder)
     spec = {
         "learning_rate": 2e-3,
         "warmup_steps": 2,

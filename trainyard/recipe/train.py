@@ -98,7 +98,7 @@ class TrainSpec(Frozen):
     compute); `offload` keeps those in host memory (Unsloth only). Neither helps on a CPU."""
 
     precision: Literal["bf16", "fp32"] = "bf16"
-    """Arithmetic of the forward pass; adapters and optimiser are always 32-bit."""
+    """Arithmetic of the forward pass; the adapter itself is always 32-bit."""
 
     seed: NonNegativeInt = 0
     """Of the adapter's start, the order of rows and dropout."""

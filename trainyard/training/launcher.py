@@ -15,6 +15,7 @@ from trainyard.files import digest_tree, read_json, write_json
 from trainyard.training import job as contract
 from trainyard.training.checkpoints import discard_unusable, newest_complete, step_of
 from trainyard.training.job import Backend, JobFile, TrainJob, TrainResult, identity_of
+from trainyard.training.journal import Journal
 from trainyard.training.versions import check_unsloth
 from trainyard.training.watchdog import (
     PROCESS,
@@ -198,7 +199,8 @@ class _Training:
         }
         self.attempts.append(record)
         self._save()
-        record |= self._watch(file, first, end)
+        before = Journal(self.folder).resume_at(first)
+        record |= self._watch(file, before[-1]["seconds"] if before else 0.0, end)
         self.attempts[-1] = record
         self._save()
         return record
@@ -207,11 +209,13 @@ class _Training:
         known = {"identity": self.identity, "attempts": self.attempts}
         write_json(self.folder / ATTEMPTS, known)
 
-    def _watch(self, file: JobFile, first: int, end: float) -> dict[str, Any]:
+    def _watch(self, file: JobFile, seconds: float, end: float) -> dict[str, Any]:
         begin = time.monotonic()
         reason, restart = None, False
         with running(file, self.folder) as program:
-            watched = Watched(self.folder, self.limits, begin, first)
+            metrics = self.folder / contract.METRICS
+            known = metrics.stat().st_size
+            watched = Watched(self.folder, self.limits, begin, known, seconds)
             while program.poll() is None and reason is None:
                 time.sleep(POLL_S)
                 for line in watched.news():

@@ -74,7 +74,8 @@ def _last_label(row: dict[str, Any]) -> int:
 
 def quantised(model: Any, file: JobFile) -> int:
     """Count the 4-bit layers: a library may fall back to 16 bits and only print a line."""
-    count = sum(type(module).__name__ == "Linear4bit" for module in model.modules())
+    kinds = (type(module) for module in model.modules())  # PEFT wraps them in a class so named
+    count = sum(k.__name__ == "Linear4bit" and "bitsandbytes" in k.__module__ for k in kinds)
     if (file.job.spec.method == "qlora") != bool(count):
         raise Failed(f"quantisation: method {file.job.spec.method}, and {count} layers have 4 bits")
     return count

@@ -1,6 +1,7 @@
 """A training program while it runs: what it has told, whether it still moves, and its end."""
 
 import contextlib
+import json
 import os
 import signal
 import statistics
@@ -17,7 +18,6 @@ from trainyard.files import write_json
 from trainyard.process import die_with_parent, record
 from trainyard.training import job as contract
 from trainyard.training.job import JobFile
-from trainyard.training.journal import read_metrics
 
 GRACE_S = 8.0
 """Between SIGTERM and SIGKILL: time for a checkpoint, and within the 10 s a cancelled run has."""
@@ -47,20 +47,32 @@ class Watched:
     folder: Path
     limits: Limits
     begin: float
-    lines: int = 0
+    offset: int = 0
+    """Bytes of the metrics that are known."""
+    seconds: float = 0.0
+    """When the last known step ended, as the metrics count time."""
     step_s: list[float] = field(default_factory=list)
     beat: tuple[float, str] = (0.0, "")
 
     def news(self) -> Iterator[dict[str, Any]]:
         """Yield metrics lines that are new since the last call, with the time they leave to go."""
-        lines = read_metrics(self.folder / contract.METRICS)
-        for before, line in zip([None, *lines[:-1]], lines, strict=False):
-            if line["step"] <= self.lines:
-                continue
-            self.lines = line["step"]
-            self.step_s.append(line["seconds"] - (before["seconds"] if before else 0.0))
+        for line in self._new_lines():
+            self.step_s.append(line["seconds"] - self.seconds)
+            self.seconds = line["seconds"]
             typical = statistics.median(self.step_s[-50:])
             yield line | {"eta_s": round(typical * (line["total_steps"] - line["step"]), 1)}
+
+    def _new_lines(self) -> list[dict[str, Any]]:
+        """Parse what was appended since the last call, up to its last whole line."""
+        file = self.folder / contract.METRICS
+        if not file.is_file():
+            return []
+        with file.open("rb") as metrics:
+            metrics.seek(self.offset)
+            text = metrics.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
 
     def stalled(self) -> str | None:
         """Say for how long nothing has happened, when that is too long."""

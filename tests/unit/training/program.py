@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+from trainyard.files import digest_tree
+from trainyard.training.checkpoints import mark_complete
+
 mode, folder = sys.argv[1], Path(sys.argv[2])
 job = json.loads((folder / "job.json").read_text())
 first = job["attempt"] == 1
@@ -56,17 +59,21 @@ match mode:
         (folder / "child").write_text(str(child.pid))
 
 with (folder / "metrics.jsonl").open("a") as metrics:
-    for step in (1, 2):
+    for step in (1, 2) if mode != "goes-on" or first else (2,):
         line = {"step": step, "total_steps": 2, "loss": 1.0, "tokens": 10 * step, "seconds": step}
         metrics.write(json.dumps(line) + "\n")
         metrics.flush()
+        if mode == "goes-on" and first and step == 1:
+            checkpoint = folder / "checkpoints" / "checkpoint-1"
+            checkpoint.mkdir(parents=True)
+            (checkpoint / "weights").write_bytes(b"1")
+            mark_complete(checkpoint, 1, job["identity"])
         if mode == "with-child":
             time.sleep(60)
+if mode == "goes-on" and first:
+    os.kill(os.getpid(), signal.SIGKILL)
 (folder / "adapter").mkdir(exist_ok=True)
 (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
 result = {"steps": 2, "loss": 1.0, "tokens": 20, "seconds": 2, "backend": "fake", "digest": ""}
-sys.path.insert(0, str(Path(__file__).parents[3]))
-from trainyard.files import digest_tree  # noqa: E402
-
 result["digest"] = digest_tree(folder / "adapter")
 (folder / "result.json").write_text(json.dumps(result))

@@ -117,6 +117,15 @@ def test_a_program_that_somebody_killed_is_started_again(make_job, tmp_path):
     assert result.attempts[1]["exit"] == 0
 
 
+def test_steps_trained_again_are_reported_again_and_kept_once(make_job, tmp_path):
+    seen = []
+    result = launch(make_job("goes-on"), tmp_path / "job", progress=seen.append)
+    assert [a["from_step"] for a in result.attempts] == [0, 1]
+    assert [line["step"] for line in seen] in ([1, 2, 2], [1, 2])  # the kill may come first
+    lines = (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
 def test_the_hard_limit_ends_it(make_job, tmp_path):
     with pytest.raises(TrainingFailed, match="longer than"):
         launch(make_job("hangs"), tmp_path / "job", limits=Limits(total_s=0.3))
