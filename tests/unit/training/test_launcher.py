@@ -1,4 +1,5 @@
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -160,3 +161,23 @@ def test_an_exception_ends_the_whole_process_group(make_job, tmp_path, monkeypat
     while psutil.pid_exists(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not psutil.pid_exists(child)
+
+
+def test_sigterm_to_the_caller_ends_the_program_first(make_job, tmp_path):
+    (tmp_path / "job.txt").write_text(make_job("hangs").model_dump_json())
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from trainyard.training.job import TrainJob\n"
+        "from trainyard.training.launcher import launch\n"
+        "folder = Path(sys.argv[1])\n"
+        "launch(TrainJob.model_validate_json((folder / 'job.txt').read_text()), folder)\n"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    while not (tmp_path / "heartbeat.json").exists():
+        assert caller.poll() is None
+        time.sleep(0.02)
+    program = psutil.Process(json.loads((tmp_path / "process.json").read_text())["pid"])
+    caller.terminate()
+    assert caller.wait() == 143
+    assert not program.is_running()
+    assert not (tmp_path / "process.json").exists()
