@@ -57,7 +57,7 @@ def capability(answer: str, reference: str) -> float:
     """
     wanted = normal(reference)
     if re.fullmatch("[a-z]", wanted):
-        found = re.search(r"(?<![^\W_])[A-Za-z](?![^\W_]|')", answer)
+        found = re.search(r"(?<![\w'])[A-Za-z](?![\w'])", answer)
         return float(found is not None and found[0].casefold() == wanted)
     if re.fullmatch(r"-?\d+(?:\.\d+)?", wanted):
         numbers = re.findall(r"-?\d+(?:\.\d+)?", answer.replace(",", ""))

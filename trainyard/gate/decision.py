@@ -50,6 +50,8 @@ def decide(
 def _decide(
     gate: GateSpec, table: Table, judgements: Sequence[Judgement], rules: Rules
 ) -> GateResult:
+    if "champion" in (gate.compare, gate.opponent) and not rules.has_champion:
+        return _left_out(gate, rules)
     try:
         if gate.is_judged:
             return decide_judged(gate, judgements, rules)
@@ -58,19 +60,34 @@ def _decide(
         return decide_absolute(gate, table, rules)
     except Unusable as error:
         reason, next_step = error.args
-        return GateResult(
-            id=gate.id,
-            metric=gate.metric,
-            suite=gate.suite,
-            severity=gate.severity,
-            verdict=Verdict.INVALID,
-            reason=reason,
-            next=next_step,
-            op=gate.op,
-            threshold=gate.value,
-            alpha=rules.alpha / gate.best_of,
-            seed=rules.seed,
-        )
+        return _without_numbers(gate, rules, Verdict.INVALID, reason, next_step)
+
+
+def _left_out(gate: GateSpec, rules: Rules) -> GateResult:
+    """The first release has nothing to compare with: this gate neither passes nor blocks."""
+    reason = "left out: there is no champion to compare with yet"
+    found = _without_numbers(gate, rules, Verdict.INCONCLUSIVE, reason, None)
+    return found.model_copy(update={"severity": "warn"})
+
+
+def _without_numbers(
+    gate: GateSpec, rules: Rules, verdict: Verdict, reason: str, next_step: str | None
+) -> GateResult:
+    op, value = gate.limit
+    return GateResult(
+        id=gate.id,
+        metric=gate.metric,
+        suite=gate.suite,
+        against=gate.compare or gate.opponent,
+        severity=gate.severity,
+        verdict=verdict,
+        reason=reason,
+        next=next_step,
+        op=op,
+        threshold=value,
+        alpha=rules.alpha / gate.best_of,
+        seed=rules.seed,
+    )
 
 
 def _warnings(results: Sequence[GateResult], rules: Rules) -> tuple[str, ...]:

@@ -125,9 +125,11 @@ class Sample:
 def sample(rows: Sequence[Score], metric: str, max_invalid: float, *, arm: str) -> Sample:
     """Numbers from rows. A missing value counts as the worst score up to `max_invalid`.
 
+    Rows are put in the order of their ids, so that a bootstrap does not depend on the file's.
     Raises Unusable for NaN or infinite values, more missing values than that, or a missing value
     of a metric that has no worst score.
     """
+    rows = sorted(rows, key=lambda row: row.id)
     suite = rows[0].suite
     broken = [row.id for row in rows if row.value is not None and not math.isfinite(row.value)]
     if broken:
@@ -158,7 +160,7 @@ def sample(rows: Sequence[Score], metric: str, max_invalid: float, *, arm: str) 
         np.array(patched, dtype=float),
         np.array([row.weight for row in rows], dtype=float),
         cluster_index(rows),
-        list(rows),
+        rows,
         len(missing),
     )
 

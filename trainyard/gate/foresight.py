@@ -70,6 +70,8 @@ def _foresee(
     if not having:
         where = f"suite {gate.suite}" if gate.suite else "any suite"
         return _never(gate, f"{metric} is not a metric of {where}")
+    if "champion" in (gate.compare, gate.opponent) and "champion" not in arms:
+        return Foresight(gate.id, 0, None, True, None, "left out: there is no champion yet")
     if gate.compare is not None and gate.compare not in arms:
         return _never(gate, f"compare: {gate.compare}, and this release has no {gate.compare}")
     sizes = [plan.n for plan in having.values()]

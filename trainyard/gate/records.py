@@ -28,10 +28,13 @@ class Rules:
     max_truncated: float = 0.05
     attempts: int = 0
     """Other candidates that were judged on the same eval sets before this one."""
+    has_champion: bool = True
+    """Whether there is a champion: without one, gates that compare with it are left out."""
 
     @classmethod
-    def of(cls, spec: EvaluateSpec, *, attempts: int = 0) -> "Rules":
-        return cls(spec.alpha, spec.seed, spec.max_invalid, spec.max_truncated, attempts)
+    def of(cls, spec: EvaluateSpec, *, attempts: int = 0, has_champion: bool = True) -> "Rules":
+        limits = (spec.alpha, spec.seed, spec.max_invalid, spec.max_truncated)
+        return cls(*limits, attempts, has_champion)
 
 
 class GateResult(Frozen):

@@ -67,7 +67,9 @@ class GateSpec(Frozen):
     """Guard on each suite behind a drop over several: largest drop of one alone."""
 
     interval: Literal["auto", "wilson", "clopper_pearson", "t", "bootstrap"] = "auto"
-    """Confidence bound; `auto` chooses by the kind of scores (see the manual)."""
+    """Confidence bound. `auto`: Wilson for 0/1 scores, Clopper-Pearson where that is not exact
+    enough or the event is rare, Tango for pairs of 0/1 scores, the studentised bootstrap for other
+    means; over clusters where samples have them."""
 
     decision: Literal["bound", "point"] = "bound"
     """`point` compares the estimate alone and is printed as weak evidence; not for safety or

@@ -52,6 +52,8 @@ def test_a_gate_on_a_suite_that_does_not_run_is_named():
 
 def test_a_comparison_needs_the_other_arm():
     claim = [{"id": "c", "metric": "accuracy", "compare": "champion", "max_drop": 0.1}]
-    assert "no champion" in foreseen(claim, 1000, ["accuracy"]).problem
+    base = [{**claim[0], "compare": "base"}]
+    assert "no base" in foreseen(base, 1000, ["accuracy"], arms=("candidate",)).problem
+    assert "no champion yet" in foreseen(claim, 1000, ["accuracy"]).assumed
     arms = ("candidate", "base", "champion")
     assert foreseen(claim, 1000, ["accuracy"], arms=arms).can_pass
