@@ -27,8 +27,10 @@ BASE = ""
 """Key of the base model itself, beside the keys of adapters."""
 
 _ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-_FP32_UP_TO = 200_000_000
-"""Parameters up to which `auto` means float32: there a step costs the same in both."""
+_FP32_UP_TO = 30_000_000
+"""Parameters up to which `auto` means float32, whose greedy answers do not depend on the batch.
+With AMX, bfloat16 saves 20 % of a step at 9 M parameters and 44 % of it, and 70 % of a prompt's
+time, at 97 M."""
 
 
 def _quiet() -> None:

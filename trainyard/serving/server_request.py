@@ -39,6 +39,8 @@ _NEUTRAL: Mapping[str, Any] = {
 _GREEDY_BELOW = 1e-5
 _MAX_STOPS = 16
 _MAX_SEQUENCES = 1024
+_DEFAULT_TOKENS = 16
+"""Answer of a completion that asks for no length, as OpenAI and vLLM have it."""
 
 NonNegative = Annotated[int, Field(ge=0)]
 
@@ -159,7 +161,10 @@ def read_completion(body: CompletionBody, served: Served, max_len: int) -> Asked
         raise InputError(
             f"{len(prompts)} prompts with n {body.n}: at most {_MAX_SEQUENCES} answers at once"
         )
-    limit = 16 if body.max_tokens is None else body.max_tokens
+    limit = body.max_tokens
+    if limit is None:
+        longest = max(len(ids) for ids in prompts)
+        limit = max(1, min(_DEFAULT_TOKENS, max_len - longest))
     if limit == 0 and not body.echo:
         raise InputError("max_tokens (0) needs echo: true; else there is nothing to return")
     for ids in prompts:

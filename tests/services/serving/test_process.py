@@ -197,9 +197,7 @@ def test_a_port_that_is_taken_is_an_input_error(tmp_path: Path) -> None:
 
 def test_an_adapter_of_another_base_is_an_input_error(tmp_path: Path) -> None:
     other = write_adapter(tmp_path / "other", seed=1, narrower=8)
-    with pytest.raises(
-        InputError, match=r"does not fit the base: .* 384 features, the adapter 376"
-    ):
+    with pytest.raises(InputError, match=r"does not fit the base: .* features, the adapter"):
         start(tmp_path, adapters={"other": other})
 
 
