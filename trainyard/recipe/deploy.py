@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from trainyard.recipe.base import Fraction, Frozen, PositiveFraction
+from trainyard.recipe.register import SecretRef
 
 
 class LocalTarget(Frozen):
@@ -48,29 +49,24 @@ class DockerTarget(Frozen):
         return self
 
 
-class Canary(Frozen):
-    """More and more traffic, each step on evidence; the champion is one weight change away."""
-
-    kind: Literal["canary"] = "canary"
-
-    steps: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = (5, 25, 50)
-    """Percent of the live traffic at each step, growing; 100 follows by itself."""
+class Evidence(Frozen):
+    """What a step must show. Champion and candidate are compared at the same time."""
 
     min_requests: PositiveInt = 30
-    """Answers of the canary without which no step ends well."""
+    """Answers of the candidate without which no step ends well."""
 
     requests: PositiveInt = 300
-    """Planned sample: a step that has seen so many canary answers without breach goes on."""
+    """Planned sample: a step that has seen so many of its answers without breach goes on."""
 
     margin: PositiveFraction = 0.02
     """Rise of the failure rate (errors and bad answers) that ends a rollout. A step also goes on
     early when a rise of this size is excluded."""
 
     alpha: PositiveFraction = 0.01
-    """Chance, over the whole rollout, to abort a canary that is as good as the champion."""
+    """Chance, over the whole rollout, to abort a candidate that is as good as the champion."""
 
     latency_tolerance: Annotated[float, Field(ge=1)] = 1.15
-    """A canary is aborted for its latency only if slower than the champion by more than this
+    """A candidate is aborted for its latency only if slower than the champion by more than this
     factor."""
 
     look_s: PositiveFloat = 5
@@ -83,13 +79,45 @@ class Canary(Frozen):
     """Send held-out prompts through both variants when users send too few."""
 
     @model_validator(mode="after")
-    def _sensible(self) -> Self:
-        if any(later <= earlier for earlier, later in pairwise(self.steps)):
-            raise ValueError(f"steps ({', '.join(map(str, self.steps))}) must grow")
+    def _sample_holds_the_least(self) -> Self:
         if self.requests < self.min_requests:
             raise ValueError(
                 f"requests ({self.requests}) must be at least min_requests ({self.min_requests})"
             )
+        return self
+
+
+class Canary(Evidence):
+    """More and more traffic, each step on evidence; the champion is one weight change away."""
+
+    kind: Literal["canary"] = "canary"
+
+    steps: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = (5, 25, 50)
+    """Percent of the live traffic at each step, growing; 100 follows by itself."""
+
+    shadow_pct: Annotated[float, Field(ge=0, le=100)] = 0
+    """Percent of users' requests that are copied to the candidate in a step before the first,
+    where nobody sees its answers. 0: no such step."""
+
+    @model_validator(mode="after")
+    def _steps_grow(self) -> Self:
+        if any(later <= earlier for earlier, later in pairwise(self.steps)):
+            raise ValueError(f"steps ({', '.join(map(str, self.steps))}) must grow")
+        return self
+
+
+class BlueGreen(Evidence):
+    """Evidence while users see nothing of the candidate, then all traffic in one change."""
+
+    kind: Literal["blue_green"] = "blue_green"
+
+    shadow_pct: Annotated[float, Field(ge=0, le=100)] = 0
+    """Percent of users' requests that are copied to the candidate. 0: replayed prompts only."""
+
+    @model_validator(mode="after")
+    def _something_to_see(self) -> Self:
+        if not self.shadow_pct and not self.replay:
+            raise ValueError("without shadow_pct and without replay there would be no evidence")
         return self
 
 
@@ -115,7 +143,7 @@ class DeploySpec(Frozen):
     port: Annotated[int, Field(ge=0, le=65535)] = 8700
     """Port of the gateway, the model's stable URL; 0 takes any free one."""
 
-    strategy: Annotated[Canary | AllAtOnce, Field(discriminator="kind")] = Canary()
+    strategy: Annotated[Canary | BlueGreen | AllAtOnce, Field(discriminator="kind")] = Canary()
 
     expected_requests_per_s: PositiveFloat | None = None
     """Users' requests per second to this model; with it, the plan foresees how long a canary takes
@@ -132,6 +160,10 @@ class DeploySpec(Frozen):
 
     answers: Literal["text", "json"] = "text"
     """`json`: an answer that is not JSON is a bad answer."""
+
+    api_keys: tuple[SecretRef, ...] = ()
+    """Keys of which users must bring one as bearer token. None: anybody who reaches the port may
+    ask."""
 
     max_inflight: PositiveInt = 256
     """Requests in progress beyond which the gateway sheds with 429."""
@@ -155,7 +187,7 @@ class DeploySpec(Frozen):
 
     @model_validator(mode="after")
     def _lease_outlasts_looks(self) -> Self:
-        if isinstance(self.strategy, Canary) and self.lease_s < 2 * self.strategy.look_s:
+        if isinstance(self.strategy, Evidence) and self.lease_s < 2 * self.strategy.look_s:
             raise ValueError(
                 f"lease_s ({self.lease_s:g}) must be at least twice look_s "
                 f"({self.strategy.look_s:g}): the lease is renewed once per look"

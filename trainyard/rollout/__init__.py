@@ -19,6 +19,7 @@ from trainyard.rollout.state import (
     StepRecord,
     Store,
     lock,
+    lock_if_free,
     unlock,
 )
 from trainyard.rollout.steps import Rollout, begin, is_serving, taken_up
@@ -130,8 +131,11 @@ def rollback(target: Target, why: str, *, ready_timeout_s: float = 300) -> Rollb
 
 def _stop_canary(target: Target, store: Store, state: State, why: str, began: float) -> Rollback:
     assert state.champion is not None
-    store.command("abort", why)
-    target.set_weights({state.champion.slot: 100}, state.champion.slot)
+    if lock_if_free(target.folder):
+        Rollout(target, DeploySpec(), state, ()).abort(why)
+    else:
+        store.command("abort", why)
+        target.set_weights({state.champion.slot: 100}, state.champion.slot)
     return Rollback(
         back_to=state.champion.version.model,
         away_from=state.candidate.version.model,

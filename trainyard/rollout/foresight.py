@@ -7,9 +7,8 @@ from trainyard.recipe.base import Frozen
 from trainyard.recipe.deploy import Canary, DeploySpec
 from trainyard.rollout.verdict import OUTCOMES
 
-_LEARNING = (
-    3.0  # nats the bettor pays to learn the rates; fits bench/rollout_verdict.py within a factor of 2
-)
+# nats the bettor pays to learn the rates; fits bench/rollout_verdict.py within a factor of 2
+_LEARNING = 3.0
 _CHAMPION_ERRORS = 0.005
 # shares beyond the champion's median when a lognormal latency of sigma 0.5 grows by 1.3
 _SLOW_CHAMPION, _SLOW_CANARY = 0.5, 0.7

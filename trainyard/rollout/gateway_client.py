@@ -36,9 +36,9 @@ class GatewayClient:
     def replace(self, routes: Routes) -> None:
         self._call("PUT", "/-/routes", content=routes.model_dump_json())
 
-    def renew(self, lease_s: float) -> float:
+    def renew(self, lease_s: float) -> bool:
         found = self._call("POST", "/-/weight", json={"lease_s": lease_s})
-        return float(found["weight"])
+        return found["lease_until"] is not None
 
     def records(self, since: int) -> Observation:
         found = self._call("GET", "/-/records", params={"since": since})

@@ -3,6 +3,7 @@
 The gateway is detached and on record like the engines: see local.py.
 """
 
+import hashlib
 import secrets
 import sys
 import time
@@ -17,6 +18,7 @@ from trainyard.recipe.deploy import DeploySpec
 from trainyard.rollout.gateway_client import GatewayClient
 from trainyard.rollout.local import last_line, spawn
 from trainyard.rollout.target import Engine, Engines, Observation, Readiness, ServedVersion, Slot
+from trainyard.secrets import resolve
 from trainyard.serving.engines import ENGINES, Probe, not_ready
 from trainyard.serving.gateway_config import GatewayConfig, Routes, Variant
 
@@ -67,6 +69,9 @@ class GatewayTarget:
             folder=self.folder,
             token=old.get("token") or secrets.token_urlsafe(24),
             replay_token=old.get("replay_token") or secrets.token_urlsafe(24),
+            api_keys=tuple(
+                hashlib.sha256(resolve(key).encode()).hexdigest() for key in spec.api_keys
+            ),
             answers=spec.answers,
             max_inflight=spec.max_inflight,
             max_body_mib=spec.max_body_mib,
@@ -183,6 +188,7 @@ class GatewayTarget:
         champion: Slot,
         *,
         lease_s: float | None = None,
+        shadow_pct: float = 0,
         salt: str = "",
     ) -> None:
         check_weights(weights, champion)
@@ -192,12 +198,13 @@ class GatewayTarget:
             champion=self._variant(champion),
             canary=self._variant(others[0]) if others else None,
             weight=weight,
+            shadow=shadow_pct,
             salt=salt,
-            lease_until=time.time() + lease_s if lease_s is not None and weight else None,
+            lease_until=None if lease_s is None else time.time() + lease_s,
         )
         self._ask(lambda gateway: gateway.replace(routes))
 
-    def renew(self, lease_s: float) -> float:
+    def renew(self, lease_s: float) -> bool:
         return self._ask(lambda gateway: gateway.renew(lease_s))
 
     def observe(self, since: int) -> Observation:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainyard.recipe.deploy import Canary
+from trainyard.recipe import deploy
 from trainyard.rollout import verdict
 from trainyard.rollout.replay import CONCURRENCY, Replay
 from trainyard.rollout.state import Arm, State
@@ -23,7 +23,7 @@ class Look(NamedTuple):
     cursor: int
 
 
-def rules(strategy: Canary) -> Rules:
+def rules(strategy: deploy.Evidence) -> Rules:
     return Rules(
         min_requests=strategy.min_requests,
         requests=strategy.requests,
@@ -55,7 +55,8 @@ def outcome(record: dict[str, Any], canary: str) -> Outcome:
         failed=not record["ok"],
         seconds=record["seconds"],
         flags=tuple(record["flags"]),
-        source=record["source"],
+        # a copy is a random user's request: it compares with what users got at the same time
+        source="replay" if record["source"] == "replay" else "live",
         request_id=record["request_id"],
     )
 
@@ -92,7 +93,9 @@ def arm(outcomes: Sequence[Outcome]) -> Arm:
 class Watch:
     """One step's view of the traffic."""
 
-    def __init__(self, target: Target, state: State, strategy: Canary, replay: Replay) -> None:
+    def __init__(
+        self, target: Target, state: State, strategy: deploy.Evidence, replay: Replay
+    ) -> None:
         assert state.champion is not None
         self._target = target
         self._strategy = strategy

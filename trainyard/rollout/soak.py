@@ -2,7 +2,7 @@
 
 import math
 
-from trainyard.recipe.deploy import Canary, DeploySpec
+from trainyard.recipe import deploy
 from trainyard.rollout import looks
 from trainyard.rollout.state import Arm, State
 from trainyard.rollout.target import Target
@@ -18,8 +18,8 @@ class Soak:
     well: with nothing wrong it crosses 1/alpha with probability alpha at most, ever.
     """
 
-    def __init__(self, target: Target, state: State, spec: DeploySpec) -> None:
-        strategy = spec.strategy if isinstance(spec.strategy, Canary) else None
+    def __init__(self, target: Target, state: State, spec: deploy.DeploySpec) -> None:
+        strategy = spec.strategy if isinstance(spec.strategy, deploy.Evidence) else None
         margin = strategy.margin if strategy else _MARGIN
         self.look_s = min(strategy.look_s if strategy else _LOOK_S, spec.soak_s)
         self._alpha = strategy.alpha if strategy else _ALPHA

@@ -150,6 +150,17 @@ def lock(folder: Path) -> None:
     _locks[folder] = found
 
 
+def lock_if_free(folder: Path) -> bool:
+    """Take the lock unless a controller has it, in this process or in another one."""
+    if folder in _locks:
+        return False
+    try:
+        lock(folder)
+    except Refused:
+        return False
+    return True
+
+
 def unlock(folder: Path) -> None:
     found = _locks.pop(folder, None)
     if found is not None:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.errors import Refused, TrainyardError
-from trainyard.recipe.deploy import Canary, DeploySpec
+from trainyard.recipe import deploy
+from trainyard.recipe.deploy import BlueGreen, Canary, DeploySpec
 from trainyard.rollout import looks, soak, verdict
 from trainyard.rollout.looks import Watch
 from trainyard.rollout.replay import Replay
@@ -32,7 +33,7 @@ from trainyard.rollout.verdict import Evidence
 
 logger = logging.getLogger(__name__)
 
-START, PROMOTE, SOAK = "start", "100 %", "soak"
+START, SHADOW, PROMOTE, SOAK = "start", "shadow", "100 %", "soak"
 
 
 class Aborted(Exception):
@@ -99,7 +100,7 @@ class Rollout:
                 case "soak":
                     return self._soak(began)
                 case _:
-                    return self._canary(name, began)
+                    return self._compare(name, began)
         except Aborted as end:
             decision = "roll_back" if self.state.phase == "soaking" else "abort"
             return self._record(name, began, decision, str(end))
@@ -160,16 +161,19 @@ class Rollout:
             evidence = verdict.learn(evidence, block, looks.rules(strategy))
         return evidence
 
-    def _strategy(self) -> Canary | None:
-        return self._spec.strategy if isinstance(self._spec.strategy, Canary) else None
+    def _strategy(self) -> deploy.Evidence | None:
+        found = self._spec.strategy
+        return found if isinstance(found, deploy.Evidence) else None
 
-    def _canary(self, name: str, began: float) -> StepRecord:
+    def _compare(self, name: str, began: float) -> StepRecord:
+        """Give the candidate what the step says, and watch both until there is a verdict."""
         strategy, champion = self._strategy(), self.state.champion
         assert strategy is not None
         assert champion is not None
-        weight = float(name.removesuffix(" %"))
-        self._save(weight=weight)
-        self._weigh()
+        unseen = name == SHADOW
+        self._save(weight=0.0 if unseen else float(name.removesuffix(" %")))
+        shadow_pct = strategy.shadow_pct if isinstance(strategy, Canary | BlueGreen) else 0
+        self._weigh(shadow_pct if unseen else 0)
         watch = Watch(self.target, self.state, strategy, self._replay)
         while True:
             self._obey()
@@ -177,8 +181,8 @@ class Rollout:
                 return self._record(
                     name, began, "go_on", f"asked for: {self.state.hurried}", **watch.arms()
                 )
-            if self.target.renew(self._spec.lease_s) < weight:
-                self._weigh()
+            if not self.target.renew(self._spec.lease_s):
+                self._weigh(shadow_pct if unseen else 0)
             looked = watch.look()
             self._save(evidence=looked.evidence, boot=looked.boot, cursor=looked.cursor)
             looks.note(self.target.folder, self.state, watch.arms(), looked.verdict)
@@ -202,7 +206,7 @@ class Rollout:
                 )
             watch.feed()
 
-    def _weigh(self) -> None:
+    def _weigh(self, shadow_pct: float) -> None:
         champion, candidate = self.state.champion, self.state.candidate
         assert champion is not None
         weights: dict[Slot, float] = {
@@ -210,7 +214,11 @@ class Rollout:
             champion.slot: 100 - self.state.weight,
         }
         self.target.set_weights(
-            weights, champion.slot, lease_s=self._spec.lease_s, salt=self.state.salt
+            weights,
+            champion.slot,
+            lease_s=self._spec.lease_s,
+            shadow_pct=shadow_pct,
+            salt=self.state.salt,
         )
 
     def _promote(self, began: float) -> StepRecord:
@@ -257,7 +265,7 @@ class Rollout:
             if verb != "pause":
                 return
             # paused: the canary keeps what it has, nothing is gathered until another word comes
-            if self.state.weight and self.state.phase == "running":
+            if self.state.phase == "running":
                 self.target.renew(self._spec.lease_s)
             time.sleep(min(1.0, self._spec.lease_s / 4))
 
@@ -276,6 +284,8 @@ class Rollout:
                 self._store.deploy(champion, None)
         if champion is None or champion.slot != candidate.slot:
             self.target.stop(candidate.slot)
+        if self._store.deployment() is None:
+            self.target.down()
         self._save(phase="rolled_back" if back else "aborted")
         unlock(self.target.folder)
 
@@ -338,9 +348,7 @@ def _first_state(target: Target, store: Store, served: ServedVersion, spec: Depl
             plan = (START,)
     elif champion is not None:
         slot = "green" if champion.slot == "blue" else "blue"
-        strategy = spec.strategy
-        weights = [f"{w:g} %" for w in strategy.steps] if isinstance(strategy, Canary) else []
-        plan = (START, *weights, PROMOTE, *((SOAK,) if spec.soak_s else ()))
+        plan = (START, *_comparisons(spec), PROMOTE, *((SOAK,) if spec.soak_s else ()))
     return State(
         id=secrets.token_hex(4),
         phase="done" if done else "running",
@@ -352,6 +360,16 @@ def _first_state(target: Target, store: Store, served: ServedVersion, spec: Depl
         done=done,
         reason=done[0].reason if done else "",
     )
+
+
+def _comparisons(spec: DeploySpec) -> list[str]:
+    match spec.strategy:
+        case Canary(steps=steps, shadow_pct=shadow_pct):
+            return [*([SHADOW] if shadow_pct else []), *(f"{weight:g} %" for weight in steps)]
+        case BlueGreen():
+            return [SHADOW]
+        case _:
+            return []
 
 
 def is_serving(target: Target, slot: Slot) -> bool:

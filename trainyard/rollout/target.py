@@ -109,16 +109,18 @@ class Target(Protocol):
         champion: Slot,
         *,
         lease_s: float | None = None,
+        shadow_pct: float = 0,
         salt: str = "",
     ) -> None:
         """Give every slot its percentage, all at once. Raises InputError unless they add up to 100.
 
         With a lease, the champion has everything again `lease_s` after the last call or `renew`.
+        `shadow_pct` of the champion's requests are copied to the other slot, unseen by users.
         """
         ...
 
-    def renew(self, lease_s: float) -> float:
-        """Extend the lease; returns the canary's weight, 0 if the lease had run out."""
+    def renew(self, lease_s: float) -> bool:
+        """Extend the lease; False if it had run out, and the weights with it."""
         ...
 
     def observe(self, since: int) -> Observation: ...

@@ -47,7 +47,7 @@ def public_app(proxy: Proxy) -> web.Application:
     app.cleanup_ctx.append(proxy.running)
     for path in PATHS:
         app.router.add_post(path, proxy.complete)
-    app.router.add_post("/v1/feedback", Feedback(proxy.config.folder / "feedback.jsonl").take)
+    app.router.add_post("/v1/feedback", Feedback(proxy).take)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/health", health)
     app.router.add_route("*", "/{rest:.*}", _not_here)

@@ -5,7 +5,6 @@ import hmac
 import json
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -13,7 +12,7 @@ from pydantic import Field, PositiveFloat, ValidationError
 
 from trainyard.recipe.base import Frozen
 from trainyard.serving.gateway_config import Routes, save_routes
-from trainyard.serving.gateway_proxy import Proxy, problem
+from trainyard.serving.gateway_proxy import NO_KEY, Proxy, problem
 
 
 class Change(Frozen):
@@ -67,16 +66,21 @@ class Admin:
     async def replace(self, request: web.Request) -> web.Response:
         """Replace all routes: promotion and rollback are one such call."""
         routes = Routes.model_validate_json(await request.read())
-        if routes.weight and routes.canary is None:
+        if (routes.weight or routes.shadow) and routes.canary is None:
             return problem(400, f"weight {routes.weight:g} for a canary that is not there")
         if routes.canary is not None and routes.champion is None:
             return problem(400, "a canary needs a champion beside it")
         return await self._set(routes)
 
     async def change(self, request: web.Request) -> web.Response:
-        """Change the canary's weight, or only renew the lease that lets it keep its traffic."""
+        """Change the canary's weight, or only renew the lease that lets it keep its traffic.
+
+        A lease that has run out is not renewed: the answer then has no `lease_until`.
+        """
         change = Change.model_validate_json(await request.read())
         routes = self._proxy.current()
+        if change.weight is None and routes.lease_until is None:
+            return web.json_response(routes.model_dump(mode="json"))
         weight = routes.weight if change.weight is None else change.weight
         if weight and routes.canary is None:
             return problem(409, "there is no canary to give traffic to")
@@ -107,10 +111,13 @@ def _save_newest(proxy: Proxy) -> None:
 class Feedback:
     """POST /v1/feedback: what a user thought of an answer, one line each in feedback.jsonl."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._path = proxy.config.folder / "feedback.jsonl"
 
     async def take(self, request: web.Request) -> web.Response:
+        if not self._proxy.admits(request.headers):
+            return problem(401, NO_KEY)
         try:
             row = _Feedback.model_validate_json(await request.read())
         except ValidationError as error:

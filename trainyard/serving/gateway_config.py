@@ -35,6 +35,9 @@ class Routes(Frozen):
     weight: Annotated[float, Field(ge=0, le=100)] = 0
     """Percent of the live requests that the canary answers."""
 
+    shadow: Annotated[float, Field(ge=0, le=100)] = 0
+    """Percent of the champion's live requests that are copied to the canary, unseen."""
+
     salt: str = ""
     """Mixed into the sticky hash: one per rollout, so that the same users are not always first."""
 
@@ -43,8 +46,8 @@ class Routes(Frozen):
 
     def settled(self, now: float) -> "Routes":
         """These routes as they hold at `now`: a lapsed lease leaves everything to the champion."""
-        if self.lease_until is not None and now >= self.lease_until and self.weight:
-            return self.model_copy(update={"weight": 0.0, "lease_until": None})
+        if self.lease_until is not None and now >= self.lease_until:
+            return self.model_copy(update={"weight": 0.0, "shadow": 0.0, "lease_until": None})
         return self
 
 
@@ -77,6 +80,9 @@ class GatewayConfig(Frozen):
     max_body_mib: PositiveFloat = 8
     max_inflight: PositiveInt = 256
     """Requests in progress beyond which new ones get 429."""
+
+    max_shadow: PositiveInt = 16
+    """Copied requests in progress beyond which copies are dropped."""
 
     body_timeout_s: PositiveFloat = 30
     """A client that has not sent its body by then gets 408."""

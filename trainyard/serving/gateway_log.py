@@ -38,7 +38,8 @@ class Record:
     """The client's own mistakes (4xx but 429) are ok: they say nothing about the variant."""
 
     source: str
-    """`live`, `replay`, or `forced` (chosen by the client, so no fair comparison)."""
+    """`live`, `shadow` (a copy that no client sees), `replay`, or `forced` (chosen by the client,
+    so no fair comparison)."""
 
     request_id: str
     seconds: float = 0.0
@@ -69,6 +70,7 @@ class Metrics:
         self.info = Gauge("gateway_version_info", "Version served", ["variant", "version"], **many)
         self.shed = Counter("gateway_shed", "Requests refused under load", **many)
         self.retried = Counter("gateway_retried", "Requests the champion answered instead", **many)
+        self.unseen = Counter("gateway_shadow_dropped", "Copies not made, under load", **many)
         self.aborted = Counter("gateway_client_gone", "Requests the client gave up", **many)
         self.lapsed = Counter("gateway_lease_lapsed", "Rollouts ended by a lapsed lease", **many)
 

@@ -7,11 +7,12 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import aiohttp
 from aiohttp import hdrs, web
+from aiohttp.client import _RequestContextManager
 from multidict import CIMultiDict, istr
 
 from trainyard.serving.answers import Answer, Events, Flag, question
@@ -21,11 +22,14 @@ from trainyard.serving.gateway_log import Journal, Record, RequestLog
 VARIANT = istr("x-trainyard-variant")
 VERSION = istr("x-trainyard-version")
 REPLAY = istr("x-trainyard-replay")
+SHADOW = istr("x-trainyard-shadow")
 SESSION = istr("x-session-id")
 REQUEST_ID = istr("x-request-id")
 
 # everything else an engine offers (adapters, weights, sleep, metrics) stays out of reach
 PATHS = ("/v1/chat/completions", "/v1/completions")
+NO_KEY = "no accepted API key in the Authorization header"
+
 # path, model name and credentials are the gateway's doing, so these are not the client's mistakes
 _OURS = (401, 403, 404, 429)
 
@@ -81,6 +85,7 @@ class Proxy:
         self.inflight = 0
         journal.metrics.inflight.set_function(lambda: self.inflight)
         self._session: aiohttp.ClientSession | None = None
+        self._copies: set[asyncio.Task[None]] = set()
         self._keys = frozenset(config.api_keys)
 
     async def running(self, _app: web.Application) -> AsyncIterator[None]:
@@ -97,6 +102,8 @@ class Proxy:
             skip_auto_headers=[hdrs.USER_AGENT, hdrs.ACCEPT_ENCODING],
         )
         yield
+        for copy in self._copies:
+            copy.cancel()
         await self._session.close()
         self.log.close()
 
@@ -126,8 +133,8 @@ class Proxy:
             self.inflight -= 1
 
     async def _read(self, request: web.Request) -> Call | web.Response:
-        if self._keys and not self._knows(request.headers.get(hdrs.AUTHORIZATION, "")):
-            return problem(401, "no accepted API key in the Authorization header")
+        if not self.admits(request.headers):
+            return problem(401, NO_KEY)
         limit = int(self.config.max_body_mib * 2**20)
         length = request.content_length
         if length is not None and length > limit:
@@ -158,7 +165,9 @@ class Proxy:
         if forced not in (None, "champion", "canary"):
             return problem(400, f"{VARIANT} is {forced!r}; it may be 'champion' or 'canary'")
         tag = headers.get(REPLAY)
-        if tag is not None and not hmac.compare_digest(tag, self.config.replay_token):
+        if tag is not None and not hmac.compare_digest(
+            tag.encode(), self.config.replay_token.encode()
+        ):
             return problem(403, f"{REPLAY} is for the rollout's own requests")
         source = "replay" if tag else "forced" if forced else "live"
         return Call(
@@ -171,8 +180,13 @@ class Proxy:
             headers=headers,
         )
 
-    def _knows(self, authorization: str) -> bool:
-        key = authorization.removeprefix("Bearer ").encode()
+    def admits(self, headers: Mapping[str, str]) -> bool:
+        """Whether a user brings an accepted key if one is asked for, or the rollout its token."""
+        if not self._keys:
+            return True
+        if hmac.compare_digest(headers.get(REPLAY, "").encode(), self.config.replay_token.encode()):
+            return True
+        key = headers.get(hdrs.AUTHORIZATION, "").removeprefix("Bearer ").encode()
         return hashlib.sha256(key).hexdigest() in self._keys
 
     def _pick(self, call: Call, routes: Routes) -> Role:
@@ -192,6 +206,8 @@ class Proxy:
     async def _answer(self, request: web.Request, call: Call) -> web.StreamResponse:
         routes = self.current()
         role = self._pick(call, routes)
+        if role == "champion" and call.source == "live":
+            self._copy(call, routes)
         tries: list[Role] = [role]
         if not call.forced:
             # the champion may repeat once: its kept-alive connection can have died unnoticed
@@ -217,14 +233,8 @@ class Proxy:
         self, request: web.Request, call: Call, attempt: Attempt, *, last: bool
     ) -> web.StreamResponse:
         """Ask one variant. Raises EngineFailed as long as another may still answer."""
-        assert self._session is not None
-        variant = attempt.variant
-        payload = json.dumps(call.body | {"model": variant.model}, ensure_ascii=False).encode()
-        headers = {hdrs.CONTENT_TYPE: "application/json", REQUEST_ID: call.request_id}
         try:
-            async with self._session.post(
-                variant.url + call.path, data=payload, headers=headers
-            ) as engine:
+            async with self._post(call, attempt.variant) as engine:
                 attempt.code = engine.status
                 bad = engine.status >= 500 or engine.status in _OURS
                 if bad and not (last or attempt.role == "champion"):
@@ -240,6 +250,41 @@ class Proxy:
         except EngineFailed:
             self._record(call, attempt)
             raise
+
+    def _post(self, call: Call, variant: Variant) -> _RequestContextManager:
+        assert self._session is not None
+        payload = json.dumps(call.body | {"model": variant.model}, ensure_ascii=False).encode()
+        headers = {hdrs.CONTENT_TYPE: "application/json", REQUEST_ID: call.request_id}
+        if call.source == "shadow":
+            headers[SHADOW] = "1"
+        return self._session.post(variant.url + call.path, data=payload, headers=headers)
+
+    def _copy(self, call: Call, routes: Routes) -> None:
+        """Send the canary a copy that nobody waits for, unless there is other work to do."""
+        if routes.canary is None or random.random() * 100 >= routes.shadow:
+            return
+        config = self.config
+        if len(self._copies) >= config.max_shadow or self.inflight > config.max_inflight / 2:
+            self.journal.metrics.unseen.inc()
+            return
+        task = asyncio.create_task(self._unseen(replace(call, source="shadow"), routes.canary))
+        self._copies.add(task)
+        task.add_done_callback(self._copies.discard)
+
+    async def _unseen(self, call: Call, variant: Variant) -> None:
+        attempt = Attempt("canary", variant)
+        try:
+            async with self._post(call, variant) as engine:
+                attempt.code = engine.status
+                body = await engine.read()
+                if engine.content_type == "text/event-stream":
+                    for event in Events().feed(body):
+                        attempt.answer.take(event)
+                elif engine.status == 200:
+                    attempt.answer.take(json.loads(body))
+        except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError) as error:
+            attempt.code, attempt.why = 0, str(error) or type(error).__name__
+        self._record(call, attempt)
 
     def _headers(self, call: Call, attempt: Attempt) -> CIMultiDict[str]:
         return CIMultiDict(

@@ -5,8 +5,10 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -71,12 +73,15 @@ class Gateway:
         headers = {"Authorization": f"Bearer {TOKEN}"}
         return httpx.request(method, self.admin + path, headers=headers, **given)
 
-    def route(self, champion: str | None, canary: str | None = None, weight: float = 0) -> None:
+    def route(
+        self, champion: str | None, canary: str | None = None, weight: float = 0, shadow: float = 0
+    ) -> None:
         def variant(url: str | None, name: str) -> dict[str, str] | None:
             return url and {"url": url, "model": f"m@{name}", "digest": name * 64}  # type: ignore[return-value]
 
         routes = {"champion": variant(champion, "a"), "canary": variant(canary, "b")}
-        answer = self.tell("PUT", "/-/routes", json={**routes, "weight": weight, "salt": "s"})
+        given = {**routes, "weight": weight, "shadow": shadow, "salt": "s"}
+        answer = self.tell("PUT", "/-/routes", json=given)
         assert answer.status_code == 200, answer.text
 
     def records(self, variant: str) -> list[dict[str, Any]]:
@@ -392,13 +397,14 @@ def test_a_lease_that_nobody_renews_ends_the_canary(
     gateway: Gateway, engines: Callable[..., str]
 ) -> None:
     gateway.start()
-    gateway.route(engines(), engines(), weight=100)
-    assert gateway.tell("POST", "/-/weight", json={"lease_s": 0.6}).json()["weight"] == 100
+    gateway.route(engines(), engines())
+    begun = gateway.tell("POST", "/-/weight", json={"weight": 100, "lease_s": 0.6})
+    assert begun.json()["weight"] == 100
     assert variants(gateway, 3) == {"canary": 3}
     time.sleep(0.7)
     assert variants(gateway, 3) == {"champion": 3}
     late = gateway.tell("POST", "/-/weight", json={"lease_s": 30}).json()
-    assert late["weight"] == 0, "a late renewal gives nothing back"
+    assert (late["weight"], late["lease_until"]) == (0, None), "a late renewal gives nothing back"
 
 
 def test_a_restarted_gateway_goes_on_with_its_routes(
@@ -406,7 +412,7 @@ def test_a_restarted_gateway_goes_on_with_its_routes(
 ) -> None:
     gateway.start()
     gateway.route(engines(), engines(), weight=100)
-    gateway.tell("POST", "/-/weight", json={"lease_s": 60})
+    gateway.tell("POST", "/-/weight", json={"weight": 100, "lease_s": 60})
     gateway.stop(signal.SIGKILL)
     gateway.start()
     assert variants(gateway, 3) == {"canary": 3}
@@ -417,7 +423,7 @@ def test_a_restarted_gateway_honours_a_lease_that_ran_out_meanwhile(
 ) -> None:
     gateway.start()
     gateway.route(engines(), engines(), weight=100)
-    gateway.tell("POST", "/-/weight", json={"lease_s": 0.3})
+    gateway.tell("POST", "/-/weight", json={"weight": 100, "lease_s": 0.3})
     gateway.stop(signal.SIGKILL)
     time.sleep(0.3)
     gateway.start()
@@ -449,6 +455,9 @@ def test_keys_are_asked_for_when_configured(gateway: Gateway, engines: Callable[
     assert gateway.ask().status_code == 401
     assert gateway.ask(Authorization="Bearer wrong").status_code == 401
     assert gateway.ask(Authorization="Bearer secret").status_code == 200
+    feedback = {"request_id": "r", "score": 1}
+    assert httpx.post(gateway.url + "/v1/feedback", json=feedback).status_code == 401
+    assert gateway.ask(**{"x-trainyard-replay": REPLAY}).status_code == 200
 
 
 def test_the_log_is_redacted_and_feedback_is_kept(
@@ -483,3 +492,43 @@ def test_metrics_tell_the_variants_apart(gateway: Gateway, engines: Callable[...
     assert samples["gateway_flagged_total", "canary", "empty"] == 1
     assert samples["gateway_weight_pct", "canary", None] == 50
     assert samples["gateway_request_seconds_count", "champion", None] == 1
+
+
+def test_copies_reach_the_canary_and_no_user_notices(
+    gateway: Gateway, engines: Callable[..., str]
+) -> None:
+    gateway.start()
+    gateway.route(engines(), engines(delay_s=0.3, answer="other"), shadow=100)
+    began = time.monotonic()
+    found = [gateway.ask() for _ in range(5)]
+    assert time.monotonic() - began < 1.2, "nobody waits for a copy"
+    assert {answer.headers["x-trainyard-variant"] for answer in found} == {"champion"}
+    until(lambda: len(gateway.records("canary")) == 5)
+    assert {record["source"] for record in gateway.records("canary")} == {"shadow"}
+
+
+def test_copies_are_dropped_under_load(gateway: Gateway, engines: Callable[..., str]) -> None:
+    gateway.start(max_shadow=2)
+    canary = engines(hang=True)
+    gateway.route(engines(), canary, shadow=100)
+    assert [gateway.ask().status_code for _ in range(6)] == [200] * 6
+    assert httpx.get(canary + "/seen").json()["requests"] == 2
+    assert "gateway_shadow_dropped_total 4.0" in httpx.get(gateway.admin + "/metrics").text
+
+
+def test_tls_is_spoken_when_a_certificate_is_given(
+    gateway: Gateway, engines: Callable[..., str], tmp_path: Path
+) -> None:
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl is needed to make a certificate")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    command += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True)
+    gateway.start(tls_cert=cert, tls_key=key)
+    gateway.route(engines())
+    assert gateway.url.startswith("https://")
+    trusted = ssl.create_default_context(cafile=str(cert))
+    assert httpx.get(gateway.url + "/health", verify=trusted).status_code == 200

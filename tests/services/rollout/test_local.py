@@ -18,7 +18,7 @@ import pytest
 
 from trainyard import rollout
 from trainyard.errors import InputError, NotFound, Refused
-from trainyard.recipe.deploy import AllAtOnce, Canary, DeploySpec
+from trainyard.recipe.deploy import AllAtOnce, BlueGreen, Canary, DeploySpec
 from trainyard.rollout.gateway_target import GatewayTarget, serving_folder
 from trainyard.rollout.local import LocalEngines
 from trainyard.rollout.state import Store
@@ -335,3 +335,65 @@ def test_an_abort_cut_short_is_finished_by_the_next_rollout(
     assert rollout.run(target, champion, spec=SPEC).promoted
     assert not psutil.pid_exists(left)
     assert serving(target) == champion.digest
+
+
+def test_blue_green_compares_unseen_and_then_changes_once(
+    target: GatewayTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    strategy = BlueGreen(min_requests=8, requests=12, margin=0.1, look_s=0.4)
+    spec = SPEC.model_copy(update={"strategy": strategy})
+    done = rollout.run(target, version(tmp_path, "bbbbbbbb"), spec=spec, replay=REPLAY)
+    assert [r.step for r in done.state.done] == ["start", "shadow", "100 %", "soak"]
+    assert done.state.done[1].weight == 0
+    assert done.state.done[1].canary.requests >= 8
+    assert done.promoted
+
+
+def test_a_bad_candidate_in_the_shadow_is_seen_by_nobody(
+    target: GatewayTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    strategy = QUICK.model_copy(update={"shadow_pct": 100.0, "replay": False})
+    spec = SPEC.model_copy(update={"strategy": strategy})
+    variants: set[str] = set()
+    stop = threading.Event()
+
+    def user() -> None:
+        while not stop.wait(0.02):
+            variants.add(ask(target).headers["x-trainyard-variant"])
+
+    thread = threading.Thread(target=user)
+    thread.start()
+    try:
+        done = rollout.run(target, version(tmp_path, "cccccccc", answer=""), spec=spec)
+    finally:
+        stop.set()
+        thread.join()
+    assert [r.step for r in done.state.done] == ["start", "shadow"]
+    assert done.state.phase == "aborted"
+    assert "in a row" in done.state.reason
+    assert variants == {"champion"}
+
+
+def test_rollback_ends_a_canary_whose_controller_is_dead(
+    target: GatewayTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    child = controller(tmp_path / "home", version(tmp_path, "bbbbbbbb"))
+    until(lambda: (target.folder / "looks.jsonl").exists())
+    left = engine_pid(target, "green")
+    child.kill()
+    child.wait()
+    found = rollout.rollback(target, "nobody watches it")
+    assert (found.warm, found.back_to) == (True, champion.model)
+    assert serving(target) == champion.digest
+    assert not psutil.pid_exists(left)
+
+
+def test_a_first_version_that_fails_leaves_nothing_running(
+    target: GatewayTarget, tmp_path: Path
+) -> None:
+    spec = SPEC.model_copy(update={"ready_timeout_s": 1.0})
+    done = rollout.run(target, version(tmp_path, "aaaaaaaa", never_ready=True), spec=spec)
+    assert done.state.phase == "aborted"
+    with pytest.raises(NotFound, match="no gateway runs"):
+        target.endpoint()
+    assert target.engine("blue") is None

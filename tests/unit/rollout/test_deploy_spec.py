@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from trainyard.recipe.deploy import Canary, DeploySpec
+from trainyard.recipe.deploy import BlueGreen, Canary, DeploySpec
 
 
 def test_steps_grow() -> None:
@@ -31,3 +31,8 @@ def test_the_lease_outlasts_two_looks() -> None:
 def test_engine_and_target_fit(spec: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         DeploySpec.model_validate(spec)
+
+
+def test_blue_green_has_something_to_see() -> None:
+    with pytest.raises(ValidationError, match="there would be no evidence"):
+        BlueGreen(replay=False)
