@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, of how much."""
 
 CHUNK = 16 << 20
-CHUNK_WITH_TOKENS = 2 << 20
+CHUNK_WITH_TOKENS = 4 << 20
 IN_PROCESS = 12 << 20
 """Bytes below which starting other processes costs more than it saves."""
 

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,9 @@ class ChunkCheck:
             self.table, job.sources[job.chunks[number][0]], job.spec.max_row_bytes
         )
         self.actions = job.spec.checks.model_dump()
-        self.template = Template.load(job.model) if job.model is not None else None
-        self.fast = None
-        if self.template is not None and job.fast_tokens:
-            self.fast = FastTokens.of(self.template)
+        self.template, self.fast = None, None
+        if job.model is not None:
+            self.template, self.fast = _encoders(job.model, job.fast_tokens, job.inputs)
         special = list(self.template.eos_texts) if self.template is not None else []
         if self.template is not None:
             special += [t for t in self.template.special.values() if "unk" not in t]
@@ -303,6 +303,13 @@ def texts_of(body: dict[str, Any]) -> tuple[str, str, str, bool]:
     aside += [text_of(m["content"]) for m in body.get("rejected", ())]
     aside += [orjson.dumps(m["tool_calls"]).decode() for m in prompt if "tool_calls" in m]
     return asked, told, "\n".join([*aside, ""]) if aside else "", False
+
+
+@lru_cache(maxsize=2)
+def _encoders(model: Path, fast: bool, _inputs: str) -> tuple[Template, FastTokens | None]:
+    """Read once per process and job: building them takes as long as a thousand rows."""
+    template = Template.load(model)
+    return template, FastTokens.of(template) if fast else None
 
 
 def _hash64(content: bytes) -> int:
