@@ -9,7 +9,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from trainyard.errors import InputError, TrainingFailed
 from trainyard.files import digest_tree, read_json
@@ -192,3 +194,17 @@ def test_dora_and_rank_stabilised_scale_reach_the_adapter(make_job, tmp_path):
         names = list(weights.keys())
     assert sum("lora_magnitude_vector" in name for name in names) == LINEAR / 7 * 2
     assert result.details["trained_parameters"] > 0
+
+
+def test_training_stops_when_validation_worsens_and_keeps_the_best(make_job, rows, tmp_path):
+    # a rate that destroys the model after a few steps
+    job = make_job(backend="unsloth", learning_rate=0.3, eval_every=1, patience=2)
+    result = launch(job.model_copy(update={"val": rows}), tmp_path)
+    losses = {line["step"]: line["val_loss"] for line in read_metrics(tmp_path / "metrics.jsonl")}
+    best = min(losses, key=lambda step: losses[step])
+    assert result.steps == best + 2 < 8
+    assert result.details["stopped_early"] is True
+    assert (result.details["best_step"], result.details["val_loss"]) == (best, losses[best])
+    kept = load_file(tmp_path / "best" / f"step-{best}" / "adapter_model.safetensors")
+    written = load_file(result.adapter / "adapter_model.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in kept.items())
