@@ -46,6 +46,7 @@ class GatewayTarget:
         self._spec = spec
         self._engines = engines
         self._client: GatewayClient | None = None
+        self._proven: set[str] = set()
 
     # the gateway
 
@@ -140,6 +141,7 @@ class GatewayTarget:
             if found.version == version and found.alive:
                 return
             self.stop(slot)
+        self._proven.discard(version.digest)
         self._engines.start(version, slot)
 
     def ready(self, slot: Slot) -> Readiness:
@@ -150,17 +152,21 @@ class GatewayTarget:
             last = engine.last_words or "without a word"
             return Readiness(ready=False, alive=False, why=f"the engine ended: {last}")
         version = engine.version
+        proven = version.digest in self._proven
         why = not_ready(
             engine.url,
             ENGINES[self._spec.engine],
             version.model,
             base_name=version.base_name,
+            # the exact answer once, alone; later, among users' requests, one token tells enough
             probe=Probe(
                 messages=version.probe.messages,
-                max_tokens=version.probe.max_tokens,
-                answer=version.probe.answer,
+                max_tokens=1 if proven else version.probe.max_tokens,
+                answer=None if proven else version.probe.answer,
             ),
         )
+        if why is None:
+            self._proven.add(version.digest)
         return Readiness(ready=why is None, alive=True, why=why or "", restarts=engine.restarts)
 
     def stop(self, slot: Slot) -> None:
