@@ -51,15 +51,17 @@ class Texts:
         self.mapped.clear()
 
 
-def repeats(ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Rows whose 128-bit id an earlier row has."""
+def repeats(ids: NDArray[np.uint64]) -> Rows:
+    """Per row, the first row with the same 128-bit id; -1 where that is the row itself."""
     order = np.argsort(ids[:, 0], kind="stable")
     ranked = ids[order]
-    same = np.zeros(len(ids), bool)
+    new = np.ones(len(ids), bool)
     if len(ids) > 1:
-        same[1:] = (ranked[1:] == ranked[:-1]).all(axis=1)
-    made = np.zeros(len(ids), bool)
-    made[order] = same
+        new[1:] = (ranked[1:] != ranked[:-1]).any(axis=1)
+    begins = np.flatnonzero(new)
+    first = order[begins[np.cumsum(new) - 1]] if len(ids) else order
+    made = np.empty(len(ids), np.int64)
+    made[order] = np.where(new, -1, first)
     return made
 
 

@@ -88,9 +88,13 @@ def _relate(merged: Merged) -> None:
     job, facts = merged.job, merged.facts
     checks, mask = job.spec.checks, np.uint32(quarantining(job))
     if checks.exact_duplicate != "off":
-        again = repeats(facts["id"])
+        firsts = repeats(facts["id"])
+        again = np.flatnonzero(firsts >= 0)
         facts["flags"][again] |= np.uint32(BIT["exact_duplicate"])
-        merged.exact = int(again.sum())
+        merged.exact = len(again)
+        for row in again.tolist():
+            where = _where(merged, int(firsts[row]))
+            merged.notes.setdefault(row, []).append(("exact_duplicate", f"same as {where}"))
     clusters = Clusters(len(facts))
     alive = np.flatnonzero((facts["flags"] & mask) == 0)
     if checks.near_duplicate != "off":
@@ -126,12 +130,16 @@ def _near(merged: Merged, clusters: Clusters, alive: Rows) -> None:
     facts["flags"][found.near] |= np.uint32(BIT["near_duplicate"])
     merged.near, merged.similar_pairs = len(found.near), len(found.alike)
     for row, (partner, share) in found.partners.items():
-        chunk = int(np.searchsorted(merged.firsts, partner, "right")) - 1
-        table = job.chunk(chunk).table.name
-        detail = f"{share:.0%} like {table}:{facts['line'][partner]}"
+        detail = f"{share:.0%} like {_where(merged, partner)}"
         merged.notes.setdefault(row, []).append(("near_duplicate", detail))
     for one, other in found.alike:
         clusters.join(one, other)
+
+
+def _where(merged: Merged, row: int) -> str:
+    chunk = int(np.searchsorted(merged.firsts, row, "right")) - 1
+    table = merged.job.tables[merged.job.chunks[chunk][0]]
+    return f"{table.name}:{merged.facts['line'][row]}"
 
 
 def _conflicts(facts: Any, alive: Rows, asked: NDArray[np.uint64]) -> Any:

@@ -150,15 +150,20 @@ def _drift(story: Story) -> str:
     if drift is None:
         return ""
     limits = story.merged.job.spec.limits
-    items = [(s.name, s.psi, f"PSI {s.psi:.3f}, noise {s.noise:.3f}") for s in drift.shifts]
+    widest = 2 * limits.drift_refuse
+    items = [
+        (s.name, min(s.psi, widest), f"{s.psi:.3f}{' →' if s.psi > widest else ''}")
+        for s in drift.shifts
+    ]
     marks = [(limits.drift_warn, "warn"), (limits.drift_refuse, "refuse")]
     rows = [
         [s.name, s.what, f"{s.before:.4g}", f"{s.after:.4g}", f"{s.js:.3f}", f"{s.moved:.3f}"]
         for s in drift.shifts
     ]
     table = _table(("what", "", "before", "after", "JS distance", "Wasserstein / sd"), rows)
+    drawn = f"<p class=soft>population stability index</p>{bars(items, 'drift', marks)}"
     said = f"{drift.added:,} rows added, {drift.removed:,} removed since {drift.digest[:12]}."
-    return f"<h2>Drift</h2><p>{said}</p>{bars(items, 'drift', marks)}{table}"
+    return f"<h2>Drift</h2><p>{said}</p>{drawn}{table}"
 
 
 def _found(story: Story) -> str:

@@ -23,11 +23,12 @@ def bars(
         parts.append(f'<text class="name" x="{LABEL - 8}" y="{y + 13}">{escape(name)}</text>')
         parts.append(f'<rect x="{LABEL}" y="{y}" width="{wide:.1f}" height="16" rx="2"/>')
         parts.append(f'<text x="{LABEL + wide + 6:.1f}" y="{y + 13}">{escape(beside)}</text>')
-    for at, label in marks:
+    for i, (at, label) in enumerate(marks):
         x = LABEL + at / top * (right - LABEL)
         end = ROW * len(items) + 2
         parts.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{end}"/>')
-        parts.append(f'<text class="mark" x="{x:.1f}" y="{end + 14}">{escape(label)}</text>')
+        side = "mark" if len(marks) == 1 else "" if i else "name"
+        parts.append(f'<text class="{side}" x="{x:.1f}" y="{end + 14}">{escape(label)}</text>')
     return "".join([*parts, "</svg>"])
 
 

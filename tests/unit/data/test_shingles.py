@@ -84,9 +84,9 @@ def test_a_pair_shares_a_band_and_comes_once() -> None:
     assert candidates([bands], np.array([1, 3])).tolist() == []
 
 
-def test_repeats_name_every_row_but_the_first() -> None:
+def test_a_repeat_names_the_first_row_like_it() -> None:
     ids = np.array([[1, 1], [2, 2], [1, 1], [1, 3]], np.uint64)
-    assert repeats(ids).tolist() == [False, False, True, False]
+    assert repeats(ids).tolist() == [-1, -1, 0, -1]
 
 
 def test_distinct_is_sorted() -> None:
