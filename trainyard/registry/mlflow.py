@@ -25,6 +25,7 @@ from trainyard import secrets
 from trainyard.errors import InputError, NotFound, Unavailable
 from trainyard.recipe.register import MlflowRegistry
 from trainyard.registry import ALIASES, Alias, AliasMove, Metric, Registry, VersionRecord
+from trainyard.version import key
 
 _RECORD = "trainyard.record"
 _MOVE = "trainyard.move."
@@ -49,7 +50,7 @@ class Mlflow(Registry):
                     raise
             self.client.create_model_version(
                 record.name,
-                source=record.url,
+                source=_source(record),
                 run_id=record.tracker_run,
                 tags={
                     "digest": record.digest,
@@ -88,14 +89,14 @@ class Mlflow(Registry):
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             move = AliasMove(time=now, alias=alias, digest=digest, former=former, who=who, why=why)
             # the reason first: a move is never without one
-            key = f"{_MOVE}{time.time_ns():020d}.{random.token_hex(2)}"
-            self.client.set_registered_model_tag(name, key, move.model_dump_json())
+            tag = f"{_MOVE}{time.time_ns():020d}.{random.token_hex(2)}"
+            self.client.set_registered_model_tag(name, tag, move.model_dump_json())
             self.client.set_registered_model_alias(name, alias, str(numbers[digest]))
 
     def history(self, name: str) -> list[AliasMove]:
         model = self._model(name)
         tags = sorted((model.tags if model else {}).items())
-        return [AliasMove.model_validate_json(text) for key, text in tags if key.startswith(_MOVE)]
+        return [AliasMove.model_validate_json(text) for tag, text in tags if tag.startswith(_MOVE)]
 
     def exclusive(self) -> AbstractContextManager[Any]:
         return self.lock or nullcontext()
@@ -141,7 +142,7 @@ class MlflowRun:
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Nested values become keys with dots: a value has at most 6000 characters here."""
-        given = [Param(key, _text(value)) for key, value in _flat(params)]
+        given = [Param(name, _text(value)) for name, value in _flat(params)]
         for start in range(0, len(given), 100):
             self.client.log_batch(self.run, params=given[start : start + 100])
 
@@ -203,12 +204,19 @@ def _lock(home: Path) -> FileLock:
     return FileLock(home / "mlflow.db.lock", is_singleton=True)
 
 
+def _source(record: VersionRecord) -> str:
+    """A server refuses sources on a disk, taking it for its own; the record has the address."""
+    if record.url.startswith("file:"):
+        return f"trainyard:/{key(record.name, record.digest)}"
+    return record.url
+
+
 def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in params.items():
+    for name, value in params.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{name}", value
 
 
 def _text(value: Any) -> str:

@@ -1,12 +1,19 @@
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.services.registry.wandb_loopback import serve
 from tests.services.registry.wandb_state import TEAM, State
 from trainyard import registry, version
+from trainyard.process import free_port
 from trainyard.recipe.register import MlflowRegistry, WandbRegistry
 from trainyard.registry import Registry, VersionRecord
 
@@ -25,6 +32,39 @@ def home(tmp_path: Path, migrated: Path) -> Path:
     folder.mkdir()
     shutil.copy(migrated, folder / "mlflow.db")
     return folder
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A team's MLflow: the real server, on a database of its own."""
+    pytest.importorskip("flask", reason="mlflow-skinny serves only beside Flask")
+    folder = tmp_path_factory.mktemp("mlflow-server")
+    shutil.copy(migrated, folder / "mlflow.db")
+    port = free_port()
+    program = str(Path(sys.executable).with_name("mlflow"))
+    command = [program, "server", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            command, cwd=folder, env=os.environ | quiet, stdout=log, stderr=log, process_group=0
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while not _answers(f"{url}/health"):
+            assert server.poll() is None, (folder / "log").read_text()
+            time.sleep(0.5)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @pytest.fixture

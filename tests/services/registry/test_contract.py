@@ -8,6 +8,7 @@ import pytest
 from trainyard.errors import InputError, NotFound
 from trainyard.recipe.register import MlflowRegistry
 from trainyard.registry import Registry, VersionRecord, open_registry
+from trainyard.registry.mlflow import Mlflow
 
 # mlflow 3.17 on SQLAlchemy 2.1
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -15,11 +16,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy i
 Release = Callable[..., VersionRecord]
 
 
-@pytest.fixture(params=["mlflow", "wandb"])
+@pytest.fixture(params=["mlflow file", "mlflow server", "wandb"])
 def registry(request: pytest.FixtureRequest, home: Path) -> Registry:
-    if request.param == "mlflow":
+    if request.param == "mlflow file":
         return open_registry(MlflowRegistry(), home)
-    return open_registry(request.getfixturevalue("wandb_spec"), home)
+    if request.param == "wandb":
+        return open_registry(request.getfixturevalue("wandb_spec"), home)
+    server = Mlflow(MlflowRegistry(uri=request.getfixturevalue("mlflow_server")), home)
+    if server.versions("support"):  # of the test before
+        server.client.delete_registered_model("support")
+    return server
 
 
 def test_a_registered_version_is_found_with_all_its_facts(
