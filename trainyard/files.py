@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Write `content` so that a reader, or a crash, sees the old file or the new one, never a part."""
+    """Write `content` so that readers and crashes see the old file or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)

@@ -77,7 +77,9 @@ class Run:
         self.folder = home / "runs" / summary.run_id
 
     @classmethod
-    def start(cls, home: Path, recipe: str, recipe_path: str, flow_run_id: str | None = None) -> "Run":
+    def start(
+        cls, home: Path, recipe: str, recipe_path: str, flow_run_id: str | None = None
+    ) -> "Run":
         now = datetime.now(UTC)
         run_id = f"{recipe}-{now:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
         summary = Summary(
@@ -93,7 +95,9 @@ class Run:
             run.folder.mkdir(parents=True)
             run.save()
         except OSError as error:
-            raise InputError(f"{home} cannot hold runs: {error.strerror}; choose another folder") from error
+            raise InputError(
+                f"{home} cannot hold runs: {error.strerror}; choose another folder"
+            ) from error
         return run
 
     @classmethod
@@ -145,7 +149,11 @@ class Run:
 
     def event(self, stage: str, what: str, **values: Any) -> None:
         """Append one line to `events.jsonl`."""
-        entry = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "stage": stage, "event": what}
+        entry = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "stage": stage,
+            "event": what,
+        }
         with (self.folder / "events.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(entry | values) + "\n")
 

@@ -43,7 +43,7 @@ class Stage:
         return result
 
     def finish(self, result: dict[str, Any], outputs: list[str]) -> dict[str, Any]:
-        """Declare the stage finished; `outputs` are the files and folders that make up its result."""
+        """Declare the stage finished; `outputs` are the files and folders of its result."""
         names: list[str] = []
         for output in outputs:
             path = self.folder / output

@@ -30,7 +30,9 @@ def test_a_child_dies_with_a_killed_parent() -> None:
         "print(child.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout
         grandchild = process.record(int(parent.stdout.readline()))
         parent.kill()

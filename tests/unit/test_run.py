@@ -18,7 +18,11 @@ def test_the_summary_says_which_stage_failed_and_why(tmp_path: Path) -> None:
         raise Refused("3 rows leak")
     run.end(Refused("3 rows leak"))
     found = summary_of(run)
-    assert (found["status"], found["failed_stage"], found["error"]) == ("failed", "data", "3 rows leak")
+    assert (found["status"], found["failed_stage"], found["error"]) == (
+        "failed",
+        "data",
+        "3 rows leak",
+    )
 
 
 def test_a_stage_is_running_until_it_ends(tmp_path: Path) -> None:

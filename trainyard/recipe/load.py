@@ -1,4 +1,4 @@
-"""Read a recipe from YAML. Every error names the file, the line, the key and what to write instead."""
+"""Read a recipe from YAML. Errors name the file, the line, the key and what to write instead."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -15,9 +15,7 @@ Loc = tuple[int | str, ...]
 M = TypeVar("M", bound=BaseModel)
 
 
-def load(
-    path: Path, model: type[M], overrides: Mapping[str, Any] | None = None
-) -> M:
+def load(path: Path, model: type[M], overrides: Mapping[str, Any] | None = None) -> M:
     """Read `path` as a `model`; `overrides` maps dotted keys to values and wins over the file.
 
     Raises InputError for a file that cannot be read, is not YAML, repeats a key, or does not fit.
