@@ -117,10 +117,10 @@ ORDERS = [
     "I am writing about order {order}.",
 ]
 PURCHASES = [
-    "I bought a {product} on {date}.",
-    "On {date} I ordered a {product}.",
+    "I bought a {product} in {month}.",
+    "In {month} I ordered a {product}.",
     "I got a {product} from you in {city}.",
-    "I paid for a {product} on {date}.",
+    "I paid for a {product} in {month}.",
     "You sold me a {product}.",
 ]
 
@@ -192,6 +192,7 @@ class Case:
             "order": self.order,
             "city": self.city,
             "date": self.date,
+            "month": MONTHS[self.month - 1],
         }
 
 
