@@ -59,7 +59,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV): several minutes and about 4 GB, once"
 	@$(PIP) torch
-	@$(PIP) --editable ".[train,unsloth,wandb,docker,kubernetes]"
+	@$(PIP) --editable ".[train,unsloth,wandb,signing,docker,kubernetes]"
 	@$(PIP) --no-deps unsloth unsloth_zoo
 	@touch $@
 

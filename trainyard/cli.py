@@ -56,17 +56,17 @@ def _parser(given: list[str]) -> argparse.ArgumentParser:
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
-    from trainyard.data import command
+    from trainyard.data.command import add_arguments, run
 
-    command.add_arguments(parser)
-    parser.set_defaults(run=command.run)
+    add_arguments(parser)
+    parser.set_defaults(run=run)
 
 
 def _gate(parser: argparse.ArgumentParser) -> None:
-    from trainyard.evaluation import command
+    from trainyard.evaluation.command import add_arguments, run
 
-    command.add_arguments(parser)
-    parser.set_defaults(run=command.run)
+    add_arguments(parser)
+    parser.set_defaults(run=run)
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:

@@ -37,7 +37,7 @@ class Needs(NamedTuple):
 
 
 class Rows(NamedTuple):
-    count: int
+    rows: int
     mean_tokens: float
     note: str | None
 
@@ -64,7 +64,7 @@ def of(recipe: Recipe, home: Path, checked: Checked | None) -> Needs:
         shape_of(config),
         recipe.train,
         recipe.resources,
-        rows=rows.count,
+        rows=rows.rows,
         mean_tokens=rows.mean_tokens,
     )
     problems = ["; ".join(found.sentences)] if found and too_large else []
