@@ -13,6 +13,9 @@ from trainyard.rollout.state import Arm, State
 from trainyard.rollout.target import Target
 from trainyard.rollout.verdict import Evidence, Outcome, Rules, Verdict
 
+PAGE = 5000
+"""Records that the gateway gives at once."""
+
 _NOT_READY_LOOKS = 3
 
 
@@ -44,9 +47,10 @@ def read(target: Target, boot: str, cursor: int) -> tuple[str, int, list[dict[st
                 cursor = 0
                 continue
         records += found.records
-        if found.next == cursor or not found.records:
-            return boot, found.next, records
         cursor = found.next
+        # a page that is not full was the last one; users meanwhile send more without end
+        if len(found.records) < PAGE:
+            return boot, cursor, records
 
 
 def outcome(record: dict[str, Any], canary: str) -> Outcome:

@@ -20,6 +20,7 @@ from trainyard.rollout.state import (
     ACTIVE,
     ENDING,
     GOING,
+    Phase,
     Placed,
     State,
     StepRecord,
@@ -83,11 +84,14 @@ class Rollout:
             self._end(f"interrupted: {type(error).__name__} {error}")
             raise
         logger.info("%s: %s, %s", name, record.decision, record.reason)
-        self._save(done=(*self.state.done, record))
+        done = (*self.state.done, record)
         if record.decision in ("abort", "roll_back"):
+            # with its verdict, in one write: nobody may take it up behind an aborted step
+            self._save(done=done, phase=self._ending())
             self._end(record.reason)
-        elif self.next_step is None:
-            self._finish()
+        else:
+            self._save(done=done)
+            self.finish_if_done()
         return record
 
     def _run(self, name: str, began: float) -> StepRecord:
@@ -269,10 +273,14 @@ class Rollout:
                 self.target.renew(self._spec.lease_s)
             time.sleep(min(1.0, self._spec.lease_s / 4))
 
+    def _ending(self) -> Phase:
+        back = self.state.phase in ("promoting", "soaking", "rolling_back")
+        return "rolling_back" if back else "aborting"
+
     def _end(self, why: str) -> None:
         """Give the champion everything in one change, and only then stop the candidate."""
-        back = self.state.phase in ("promoting", "soaking", "rolling_back")
-        self._save(phase="rolling_back" if back else "aborting", reason=why, weight=0.0)
+        back = self._ending() == "rolling_back"
+        self._save(phase=self._ending(), reason=why, weight=0.0)
         champion, candidate = self.state.champion, self.state.candidate
         if champion is not None:
             try:
@@ -289,11 +297,14 @@ class Rollout:
         self._save(phase="rolled_back" if back else "aborted")
         unlock(self.target.folder)
 
-    def _finish(self) -> None:
+    def finish_if_done(self) -> None:
+        """After the last step, stop the former champion."""
+        if self.state.phase not in GOING or self.next_step is not None:
+            return
         champion, candidate = self.state.champion, self.state.candidate
-        self._save(phase="done", reason=self.state.done[-1].reason if self.state.done else "")
         if champion is not None and champion.slot != candidate.slot:
             self.target.stop(champion.slot)
+        self._save(phase="done", reason=self.state.done[-1].reason)
         unlock(self.target.folder)
 
     def abort(self, why: str) -> None:
@@ -320,7 +331,9 @@ def begin(
     if old is not None and old.phase in ACTIVE:
         if old.candidate.version == served and old.phase not in ENDING:
             logger.info("taking up rollout %s after %s", old.id, [r.step for r in old.done])
-            return Rollout(target, spec, old, replay)
+            again = Rollout(target, spec, old, replay)
+            again.finish_if_done()
+            return again
         Rollout(target, spec, old, replay).abort(old.reason or f"left behind for {served.model}")
         lock(target.folder)
     store.forget_command()
