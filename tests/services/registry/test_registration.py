@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.services.registry.conftest import key_pair
 from trainyard import attestation, lineage, registration, storage, version
 from trainyard.errors import NotFound, Refused, Unavailable
 from trainyard.process import free_port
@@ -156,6 +157,22 @@ def test_a_version_resealed_with_another_verdict_is_refused(home: Path, candidat
         attestation.check(made.folder)
     with pytest.raises(Refused, match="its manifest differs"):
         attestation.check(made.folder, made.record.manifest_sha256)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_with_keys_a_version_is_published_signed_and_checked_by_key(
+    home: Path, candidate: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("model_signing", reason="the extra `sign` is not installed")
+    keys = key_pair(tmp_path, "team")
+    made = publish(home, candidate, SPEC.model_copy(update={"sign": keys}))
+    checked = attestation.check(
+        made.folder, made.record.manifest_sha256, public_key=Path(keys.public_key)
+    )
+    assert version.SIGNATURE in checked.files
+    other = key_pair(tmp_path, "other")
+    with pytest.raises(Refused, match="does not hold"):
+        attestation.check(made.folder, public_key=Path(other.public_key))
 
 
 PUBLISH = """

@@ -1,28 +1,19 @@
 """Versions signed with keys of one's own, by OpenSSF model signing."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("model_signing", reason="the extra `sign` is not installed")
 
+from tests.services.registry.conftest import key_pair
 from trainyard import signing, version
 from trainyard.errors import InputError, Refused
 from trainyard.recipe.register import SigningSpec
 
 # the attestation's protobuf classes warn about their own builder
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-def key_pair(folder: Path, name: str) -> SigningSpec:
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
-    curve = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
-    subprocess.run(curve, check=True, capture_output=True)
-    half = ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)]
-    subprocess.run(half, check=True, capture_output=True)
-    return SigningSpec(private_key=f"file:{private}", public_key=str(public))
 
 
 @pytest.fixture
