@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -237,14 +238,22 @@ rollout.run(target, version, spec=SPEC.model_copy(update={"strategy": strategy})
 """
 
 
-def controller(home: Path, served: ServedVersion) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+@contextmanager
+def controller(home: Path, served: ServedVersion) -> Iterator[subprocess.Popen[bytes]]:
+    """A rollout controlled by another process, which is killed at the end."""
+    child = subprocess.Popen(
         [sys.executable, "-c", CONTROLLER, str(home), served.model_dump_json()],
         stdout=subprocess.DEVNULL,
     )
+    try:
+        until(lambda: (serving_folder(home, "m") / "looks.jsonl").exists())
+        yield child
+    finally:
+        child.kill()
+        child.wait()
 
 
-def until(condition: Any, seconds: float = 15) -> None:
+def until(condition: Any, seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -255,14 +264,11 @@ def test_a_killed_controller_leaves_the_champion_and_can_be_taken_up(
     target: GatewayTarget, champion: ServedVersion, tmp_path: Path
 ) -> None:
     candidate = version(tmp_path, "bbbbbbbb")
-    child = controller(tmp_path / "home", candidate)
-    try:
-        until(lambda: (target.folder / "looks.jsonl").exists())
-        with pytest.raises(Refused, match="another process controls"):
-            rollout.begin(target, version(tmp_path, "cccccccc"), spec=SPEC)
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    with (
+        controller(tmp_path / "home", candidate),
+        pytest.raises(Refused, match="another process controls"),
+    ):
+        rollout.begin(target, version(tmp_path, "cccccccc"), spec=SPEC)
     time.sleep(SPEC.lease_s + 0.2)
     forced = [ask(target).headers["x-trainyard-variant"] for _ in range(30)]
     assert set(forced) == {"champion"}, "the lease has run out"
@@ -277,11 +283,8 @@ def test_a_killed_controller_leaves_the_champion_and_can_be_taken_up(
 def test_a_rollout_left_behind_gives_way_to_the_next_version(
     target: GatewayTarget, champion: ServedVersion, tmp_path: Path
 ) -> None:
-    child = controller(tmp_path / "home", version(tmp_path, "bbbbbbbb"))
-    until(lambda: (target.folder / "looks.jsonl").exists())
-    left = engine_pid(target, "green")
-    child.kill()
-    child.wait()
+    with controller(tmp_path / "home", version(tmp_path, "bbbbbbbb")):
+        left = engine_pid(target, "green")
     done = rollout.run(target, version(tmp_path, "cccccccc"), spec=SPEC, replay=REPLAY)
     assert done.promoted
     assert not psutil.pid_exists(left)
@@ -377,11 +380,8 @@ def test_a_bad_candidate_in_the_shadow_is_seen_by_nobody(
 def test_rollback_ends_a_canary_whose_controller_is_dead(
     target: GatewayTarget, champion: ServedVersion, tmp_path: Path
 ) -> None:
-    child = controller(tmp_path / "home", version(tmp_path, "bbbbbbbb"))
-    until(lambda: (target.folder / "looks.jsonl").exists())
-    left = engine_pid(target, "green")
-    child.kill()
-    child.wait()
+    with controller(tmp_path / "home", version(tmp_path, "bbbbbbbb")):
+        left = engine_pid(target, "green")
     found = rollout.rollback(target, "nobody watches it")
     assert (found.warm, found.back_to) == (True, champion.model)
     assert serving(target) == champion.digest
