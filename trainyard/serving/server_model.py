@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from trainyard.data.template import Template
 from trainyard.errors import InputError
 from trainyard.files import read_json
+from trainyard.serving import server_attention
 from trainyard.serving.server_sequence import Served
 
 BASE = ""
@@ -92,7 +93,7 @@ class Model:
                 dtype=choose_dtype(dtype, folder),
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
-                attn_implementation="sdpa",
+                attn_implementation=server_attention.register(),
             ).eval()
         except (ValueError, OSError, RuntimeError) as error:
             raise InputError(f"{folder} cannot be loaded: {_first_line(error)}") from error
