@@ -77,7 +77,7 @@ def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> Non
         stage.came_to(evaluated)
         run.summary.scores = evaluated.scores
     with run.stage("gate") as stage:
-        decision = gate.decide(job, evaluated)
+        decision = gate.decide(job, evaluated, trained.result.digest, champion)
         run.summary.verdict, stage.reason = decision.verdict, decision.reason
         gate.must_pass(decision)
     with run.stage("register") as stage:

@@ -6,13 +6,14 @@ from prefect.artifacts import create_table_artifact
 from trainyard.errors import Refused
 from trainyard.gate import Decision, Verdict
 from trainyard.release import gate
+from trainyard.release.champion import Champion
 from trainyard.release.evaluation import Evaluated
 from trainyard.release.job import Job
 
 
 @task(name="gate")
-def decide(job: Job, evaluated: Evaluated) -> Decision:
-    decision = gate.run(job, evaluated)
+def decide(job: Job, evaluated: Evaluated, candidate: str, champion: Champion | None) -> Decision:
+    decision = gate.run(job, evaluated, candidate, champion)
     columns = (
         "id",
         "verdict",

@@ -4,6 +4,7 @@ from prefect import task
 from prefect.artifacts import create_link_artifact
 
 from tasks.policy import RETRY_DELAYS_S, worth_retrying
+from trainyard import registration
 from trainyard.release import champion, tracking, version
 from trainyard.release.champion import Champion
 from trainyard.release.job import Job
@@ -19,6 +20,7 @@ from trainyard.run import Summary
     timeout_seconds=3600,
 )
 def find_champion(job: Job) -> Champion | None:
+    registration.register_parked(job.home)  # what an earlier run could not register
     return champion.find_champion(job.recipe, job.home)
 
 

@@ -129,6 +129,20 @@ def _run_verify(args: argparse.Namespace) -> int:
     return 0
 
 
+def _reproduce(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("version", metavar="VERSION", help="NAME@DIGEST, NAME@ALIAS or a folder")
+    _add_common(parser)
+    parser.set_defaults(run=_run_reproduce)
+
+
+def _run_reproduce(args: argparse.Namespace) -> int:
+    from trainyard import versions
+
+    found = versions.reproduce(args.version, args.home)
+    _show(args, found.model_dump(mode="json") | {"holds": found.holds}, found.as_text())
+    return 0 if found.holds else 1
+
+
 def _rollback(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the model, as in its recipe")
     parser.add_argument("--why", required=True, help="goes into the history of the alias")
@@ -161,5 +175,6 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "schema": ("Print the JSON Schema of a recipe, for editors.", _schema),
     "status": ("Show runs, versions, aliases and what is served.", _status),
     "verify": ("Check that a version is whole and unaltered.", _verify),
+    "reproduce": ("Make a version again and compare.", _reproduce),
     "rollback": ("Put the former champion back.", _rollback),
 }

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from trainyard import needs
+from trainyard import lineage, needs, registration
 from trainyard.errors import TrainyardError, Unavailable
 from trainyard.evaluation.run import planned
 from trainyard.gate import Rules
@@ -73,6 +73,7 @@ def make(job: Job) -> Plan:
     checked = _checked(job)
     needed = needs.of(job.recipe, job.home, checked)
     engine.check(job.recipe)
+    dirty = registration.why_dirty(job.recipe.register, lineage.git_state())
     cost = needed.budget
     return Plan(
         recipe=job.recipe.name,
@@ -83,7 +84,7 @@ def make(job: Job) -> Plan:
         gpu_hours=round(cost.gpu_hours, 3) if cost else None,
         cost=cost.cost if cost else None,
         gates=gates,
-        problems=[*problems, *needed.problems],
+        problems=[*problems, *needed.problems, *([dirty] if dirty else [])],
         notes=[*notes, *needed.notes],
     )
 
@@ -107,7 +108,12 @@ def _checked(job: Job) -> Checked | None:
 
 def _gates(recipe: Recipe, champion: Champion | None) -> tuple[list[PlanGate], list[str]]:
     arms = {"candidate", "base", *({"champion"} if champion else ())}
-    found = foresee(recipe.gates, planned(recipe.evaluate), arms, Rules.of(recipe.evaluate))
+    found = foresee(
+        recipe.gates,
+        planned(recipe.evaluate),
+        arms,
+        Rules.of(recipe.evaluate, has_champion=champion is not None),
+    )
     gates = [
         PlanGate(id=g.id, n=g.n, min_detectable=g.min_detectable, can_pass=g.can_pass)
         for g in found

@@ -17,7 +17,7 @@ from trainyard import attestation, files, storage, version
 from trainyard.card import write_card
 from trainyard.errors import Refused, Unavailable
 from trainyard.lineage import FILE as LINEAGE
-from trainyard.lineage import Lineage
+from trainyard.lineage import Git, Lineage
 from trainyard.recipe.register import RegisterSpec
 from trainyard.registry import VersionRecord, open_registry
 
@@ -104,19 +104,26 @@ def check_may_ship(spec: RegisterSpec, facts: Lineage) -> None:
     served = f"{facts.name}@{facts.digest[:12]}"
     if facts.verdict != "PASS":
         raise Refused(f"{served}: its gates said {facts.verdict}, so it is not registered")
+    if dirty := why_dirty(spec, facts.git):
+        raise Refused(f"{served}: {dirty}")
+
+
+def why_dirty(spec: RegisterSpec, git: Git | None) -> str | None:
+    """Say why nobody could find what makes a version now; None when its code is in a commit."""
     if spec.allow_dirty:
-        return
-    if facts.git is None:
-        raise Refused(
-            f"{served} was made outside a git repository, so nobody could find what made it; "
-            "commit it, or set `allow_dirty: true` in register"
+        return None
+    if git is None:
+        return (
+            "this is no git repository, so nobody could find what made a version; commit it, or "
+            "set `allow_dirty: true` in register"
         )
-    if facts.git.dirty:
-        changed = ", ".join(sorted(facts.git.untracked)[:3]) or "tracked files differ"
-        raise Refused(
-            f"{served} was made from a working tree with changes in no commit ({changed}); commit "
-            "them, or set `allow_dirty: true` in register"
+    if git.dirty:
+        changed = ", ".join(sorted(git.untracked)[:3]) or "tracked files differ"
+        return (
+            f"the working tree has changes in no commit ({changed}); commit them, or set "
+            "`allow_dirty: true` in register"
         )
+    return None
 
 
 def parked(home: Path) -> list[Parked]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trainyard import files, process, rollout
+from trainyard import files, process, registration, rollout
 from trainyard.recipe.base import Frozen
 from trainyard.rollout import ModelStatus
 from trainyard.run import Summary
@@ -24,11 +24,21 @@ class Status(Frozen):
     runs: list[RunStatus]
     """The newest first."""
     served: list[ModelStatus]
+    parked: list[str]
+    """Versions that passed and wait for their registry or archive, each with the reason."""
 
 
 def read(home: Path) -> Status:
     summaries = sorted((home / "runs").glob("*/summary.json"), key=lambda p: p.stat().st_mtime)
-    return Status(runs=[_run(path) for path in reversed(summaries)], served=rollout.status(home))
+    parked = [
+        f"{waiting.record.name}@{waiting.record.digest[:12]} since {waiting.since}: {waiting.why}"
+        for waiting in registration.parked(home)
+    ]
+    return Status(
+        runs=[_run(path) for path in reversed(summaries)],
+        served=rollout.status(home),
+        parked=parked,
+    )
 
 
 def _run(path: Path) -> RunStatus:
@@ -52,6 +62,8 @@ def as_text(status: Status, newest: int = 10) -> str:
         words = [run.status, run.verdict or "", run.version or "", run.stage and f"at {run.stage}"]
         reason = (run.reason or "").splitlines()
         lines.append("  ".join([f"  {run.run_id}", *filter(None, words), *reason[:1]]))
+    if status.parked:
+        lines += ["parked: the next release registers these", *(f"  {p}" for p in status.parked)]
     if status.served:
         lines.append("served")
     for model in status.served:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trainyard import attestation, files, rollout
+from trainyard import attestation, files, lineage, reproduction, rollout
 from trainyard.errors import InputError, NotFound
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
@@ -10,6 +10,7 @@ from trainyard.registry import open_registry
 from trainyard.release.champion import fetch
 from trainyard.release.job import Job
 from trainyard.release.version import Registered
+from trainyard.reproduction import Reproduction
 from trainyard.rollout import Rollback
 
 
@@ -32,13 +33,14 @@ def verify(version: str, home: Path) -> Verified:
 
     Raises Refused naming each file that differs, NotFound for a version that is not there.
     """
-    folder, expected = Path(version), None
+    folder, expected, public_key = Path(version), None, None
     if not folder.is_dir():
         name, _, ref = version.partition("@")
         recipe = recipe_of(name, home)
         record = open_registry(recipe.register.registry, home).resolve(name, ref or "production")
         folder, expected = fetch(recipe, record, home), record.manifest_sha256
-    manifest = attestation.check(folder, expected)
+        public_key = recipe.register.public_key
+    manifest = attestation.check(folder, expected, public_key)
     return Verified(
         name=manifest.name,
         digest=manifest.digest,
@@ -55,8 +57,19 @@ def rollback(name: str, home: Path, *, why: str, who: str = "command line") -> R
     done = rollout.rollback(target, why)
     registry = open_registry(recipe.register.registry, home)
     digest = registry.resolve(name, done.back_to).digest
-    registry.promote(name, digest, who=who, why=why)
+    registry.set_alias(name, "production", digest, who=who, why=why)  # `previous` stays
     return done
+
+
+def reproduce(version: str, home: Path) -> Reproduction:
+    """Make a version again, from its lineage alone, and compare."""
+    folder = Path(version)
+    if not folder.is_dir():
+        name, _, ref = version.partition("@")
+        recipe = recipe_of(name, home)
+        record = open_registry(recipe.register.registry, home).resolve(name, ref or "production")
+        folder = fetch(recipe, record, home)
+    return reproduction.reproduce(lineage.read(folder / lineage.FILE), home)
 
 
 def to_serve(name: str, ref: str, home: Path) -> tuple[Job, Registered]:
@@ -67,7 +80,7 @@ def to_serve(name: str, ref: str, home: Path) -> tuple[Job, Registered]:
     recipe = recipe_of(name, home)
     record = open_registry(recipe.register.registry, home).resolve(name, ref)
     folder = fetch(recipe, record, home)
-    attestation.check(folder, record.manifest_sha256)
+    attestation.check(folder, record.manifest_sha256, recipe.register.public_key)
     job = Job(recipe=recipe, recipe_path=f"{name}@{ref}", run_id=record.run_id, home=home)
     registered = Registered(
         name=name, digest=record.digest, folder=folder, url=record.url, skipped=True

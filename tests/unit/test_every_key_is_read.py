@@ -30,11 +30,14 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 @cache
 def names_read() -> set[str]:
+    """Attributes that are loaded, and texts of the data check: its keys are the codes it finds."""
     found: set[str] = set()
     for path in CODE:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                 found.add(node.attr)
+            if path.parent.name == "data" and isinstance(node, ast.Constant):
+                found.add(str(node.value))
     return found
 
 

@@ -1,5 +1,6 @@
 """Section `register` of a recipe: where versions are kept, named and tracked."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat
@@ -82,7 +83,10 @@ class S3Archive(Frozen):
     """Region that requests are signed for."""
 
     access_key: SecretRef = "env:AWS_ACCESS_KEY_ID"
+    """First part of the credentials."""
+
     secret_key: SecretRef = "env:AWS_SECRET_ACCESS_KEY"
+    """Second part of the credentials."""
 
     session_token: SecretRef | None = None
     """Third part of temporary credentials."""
@@ -128,3 +132,8 @@ class RegisterSpec(Frozen):
     allow_dirty: bool = False
     """Register a version whose working tree had changes that are in no commit. Its lineage then
     holds the whole difference."""
+
+    @property
+    def public_key(self) -> Path | None:
+        """What signatures are checked with; None where versions are not signed."""
+        return Path(self.sign.public_key) if self.sign else None

@@ -4,9 +4,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from trainyard import stage
+from trainyard import files, stage
 from trainyard.evaluation.run import Arm, evaluate
 from trainyard.evaluation.scores import read_scores
+from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.data import SourceSpec
 from trainyard.release import engine
@@ -41,6 +42,7 @@ def inputs(job: Job, candidate: str, champion: Champion | None) -> dict[str, Any
     recipe = job.recipe
     return {
         "spec": recipe.evaluate.model_dump(mode="json"),
+        "files": _other_files(recipe),
         "eval_sets": digest_sources(SourceSpec(path=s.data) for s in recipe.evaluate.suites),
         "base": job.base().digest,
         "candidate": candidate,
@@ -48,6 +50,16 @@ def inputs(job: Job, candidate: str, champion: Champion | None) -> dict[str, Any
         "engine": recipe.deploy.engine,
         "code": code_digest("evaluation", "serving/server.py", "data/read.py"),
     }
+
+
+def _other_files(recipe: Recipe) -> dict[str, str]:
+    """Files that suites name beside their data: schemas, human labels, calibrations."""
+    named = [
+        getattr(suite, key, None)
+        for suite in recipe.evaluate.suites
+        for key in ("json_schema", "labels", "calibration")
+    ]
+    return {name: files.digest_file(Path(name)) for name in named if name and Path(name).is_file()}
 
 
 def find(job: Job, trained: Trained, champion: Champion | None) -> Evaluated | None:
@@ -71,6 +83,8 @@ def run(job: Job, trained: Trained, champion: Champion | None, progress: Progres
                     _start(job, trained, champion, held.folder, engines),
                     held.folder / OUT,
                     progress=lambda what, done, of: progress(done / max(of, 1), what),
+                    trusted=True,  # whoever may start a release may run the recipe's functions
+                    judge_cache=job.home / "judge",
                 )
             result = {"scores": means(held.folder / OUT / "scores.jsonl")}
             evaluated = _evaluated(held, held.finish(result, [OUT]), skipped=False)

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from trainyard import files, rollout
+from trainyard import attestation, files, rollout
 from trainyard.data.read import read_samples
 from trainyard.errors import Refused
 from trainyard.recipe.base import Frozen
@@ -32,7 +32,12 @@ class Served(Frozen):
 
 
 def begin(job: Job, registered: Registered) -> Rollout:
-    """Become the controller of this version's rollout. Refused while another process is."""
+    """Become the controller of this version's rollout.
+
+    Raises Refused for a version that was altered, did not pass, or is not signed where it must be,
+    and while another process controls a rollout.
+    """
+    attestation.check(registered.folder, public_key=job.recipe.register.public_key)
     target = rollout.open_target(job.recipe.deploy, job.recipe.name, job.home)
     probe = first_probe(job, registered)
     files.write_json(job.folder / PROBE, probe.model_dump(mode="json"))
