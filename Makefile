@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test check unit flows services e2e up down ui pools schema clean
+.PHONY: help demo test check unit flows services e2e drill up down ui pools schema clean
 
 help: ## list the verbs
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ services: $(VENV)/dev ## real servers, each skipped only with a printed reason
 
 e2e: $(VENV)/dev ## the quickstart, killed and rerun, canaried and rolled back
 	$(PY) -m pytest tests/e2e -q
+
+drill: $(VENV)/dev ## roll out seven candidates, five of them bad, under live traffic
+	@$(PY) -m bench.drill
 
 up: $(VENV)/ready ## Prefect server, workers, pools and deployments on this machine
 	@$(PY) -m deployments.up
