@@ -1,6 +1,6 @@
 """Train the quickstart's base model from scratch, on a CPU, and write it as a Hugging Face folder.
 
-    python recipes/quickstart/make_base.py --minutes 20 --out /tmp/base
+    python recipes/quickstart/make_base.py --minutes 45 --out /tmp/base
 
 The base is a small Llama that has read about a support desk: it answers tickets in prose, answers
 questions about them and writes notes. It never sees the task of the quickstart. The schedule
@@ -350,7 +350,7 @@ def backward(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--minutes", type=float, default=45)
     parser.add_argument("--start", type=Path, help="train on from this base, with its tokenizer")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "base")
