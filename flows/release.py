@@ -72,7 +72,7 @@ def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> Non
         trained = train(job, checked, where)
         stage.came_to(trained)
     with run.stage("evaluate") as stage:
-        champion = registry.find_champion(job)
+        champion = registry.find_rival(job, trained.result.digest)
         evaluated = evaluate(job, trained, champion, where)
         stage.came_to(evaluated)
         run.summary.scores = evaluated.scores

@@ -19,9 +19,10 @@ from trainyard.run import Summary
     retry_condition_fn=worth_retrying,
     timeout_seconds=3600,
 )
-def find_champion(job: Job) -> Champion | None:
+def find_rival(job: Job, candidate: str) -> Champion | None:
+    """Return the champion that the candidate has to beat, if there is one."""
     registration.register_parked(job.home)  # what an earlier run could not register
-    return champion.find_champion(job.recipe, job.home)
+    return champion.rival_of(champion.find_champion(job.recipe, job.home), candidate)
 
 
 @task(

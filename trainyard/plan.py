@@ -10,7 +10,7 @@ from trainyard.gate.foresight import foresee
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.release import data, engine, evaluation, training
-from trainyard.release.champion import Champion, find_champion
+from trainyard.release.champion import Champion, find_champion, rival_of
 from trainyard.release.data import Checked
 from trainyard.release.job import Job
 
@@ -129,7 +129,8 @@ def _stages(job: Job, checked: Checked | None, champion: Champion | None) -> lis
     stages.append(_stage("data", checked is not None))
     trained = training.find(job, checked) if checked else None
     stages.append(_stage("train", trained is not None, NEW if checked else AFTER_DATA))
-    evaluated = evaluation.find(job, trained, champion) if trained else None
+    rival = rival_of(champion, trained.result.digest) if trained else champion
+    evaluated = evaluation.find(job, trained, rival) if trained else None
     stages.append(_stage("evaluate", evaluated is not None, NEW if trained else AFTER_TRAINING))
     stages.append(PlanStage(name="gate", action="run", reason=RUN_ALWAYS))
     same = bool(trained and champion and champion.digest == trained.result.digest)

@@ -222,6 +222,7 @@ def _no_telemetry() -> None:
     # the libraries read these when they are imported
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 

@@ -55,6 +55,11 @@ def find_champion(recipe: Recipe, home: Path) -> Champion | None:
     )
 
 
+def rival_of(champion: Champion | None, candidate: str) -> Champion | None:
+    """Return the champion; None when the candidate is that very version."""
+    return champion if champion and champion.digest != candidate else None
+
+
 def fetch(recipe: Recipe, record: VersionRecord, home: Path) -> Path:
     """Bring a version from the archive into `<home>/versions`, every byte checked."""
     place = key(record.name, record.digest)

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from trainyard import files, stage
 from trainyard.data.check import check
 from trainyard.data.locate import locate
@@ -17,6 +19,7 @@ from trainyard.release.job import Job, Progress, code_digest
 from trainyard.stage import Stage
 
 OUT = "out"
+VERDICT = TypeAdapter(DataVerdict)
 
 
 class Checked(Frozen):
@@ -85,7 +88,9 @@ def run(job: Job, progress: Progress) -> Checked:
 
 
 def _checked(held: Stage, verdict: dict[str, Any], *, skipped: bool) -> Checked:
-    return Checked(verdict=DataVerdict(**verdict), folder=held.folder / OUT, skipped=skipped)
+    return Checked(
+        verdict=VERDICT.validate_python(verdict), folder=held.folder / OUT, skipped=skipped
+    )
 
 
 def summary(verdict: DataVerdict) -> str:

@@ -48,7 +48,7 @@ def inputs(job: Job, candidate: str, champion: Champion | None) -> dict[str, Any
         "candidate": candidate,
         "champion": champion.digest if champion else None,
         "engine": recipe.deploy.engine,
-        "code": code_digest("evaluation", "serving/server.py", "data/read.py"),
+        "code": code_digest("evaluation", "serving", "data"),
     }
 
 
@@ -121,7 +121,7 @@ def _start(
         "candidate": arm(url, candidate, trained.result.digest),
         "base": Arm(url, named, base.digest),
     }
-    if champion and champion.digest != trained.result.digest:
+    if champion:
         if not shares_base:
             own = {champion.served_name: champion.adapter}
             url = start(champion.base(job.home), own, "engine-champion.log")

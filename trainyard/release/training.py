@@ -3,13 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-from trainyard import stage
+from trainyard import files, stage
 from trainyard.recipe.base import Frozen
 from trainyard.release.data import Checked
 from trainyard.release.job import Job, Progress, code_digest
 from trainyard.stage import Stage
-from trainyard.training.job import ADAPTER, JOB, METRICS, RESULT, TrainJob, TrainResult, environment
+from trainyard.training.job import (
+    ADAPTER,
+    JOB,
+    METRICS,
+    RESULT,
+    TrainJob,
+    TrainResult,
+    adapter_weights,
+    environment,
+)
 from trainyard.training.launcher import launch
+from trainyard.training.watchdog import Limits
 
 
 class Trained(Frozen):
@@ -28,8 +38,11 @@ class Trained(Frozen):
 
 
 def inputs(job: Job, data_digest: str) -> dict[str, Any]:
+    spec = job.recipe.train
+    start = adapter_weights(spec.continue_from) if spec.continue_from else None
     return {
-        "spec": job.recipe.train.model_dump(mode="json"),
+        "continue_from": start and files.digest_file(start),
+        "spec": spec.model_dump(mode="json"),
         "gpus": job.recipe.resources.gpus,
         "base": job.base().digest,
         "data": data_digest,
@@ -69,7 +82,10 @@ def run(job: Job, checked: Checked, progress: Progress) -> Trained:
             trained = _trained(held, found, skipped=True)
         else:
             result = launch(
-                train_job(job, checked), held.folder, progress=lambda step: progress(*_shown(step))
+                train_job(job, checked),
+                held.folder,
+                progress=lambda step: progress(*_shown(step)),
+                limits=Limits(total_s=job.recipe.resources.max_hours * 3600),
             )
             values = result.model_dump(mode="json")
             held.finish(values, [ADAPTER, METRICS, RESULT, JOB])

@@ -104,7 +104,7 @@ def describe(job: Job, summary: Summary, candidate: Candidate) -> Lineage:
         verdict=candidate.decision.verdict,
         gates=tuple(gate.model_dump(mode="json") for gate in candidate.decision.gates),
         eval_sets=eval_sets,
-        parent=champion.digest if champion and champion.digest != candidate.digest else None,
+        parent=champion.digest if champion else None,
         flow_run=summary.flow_run_id,
     )
 
