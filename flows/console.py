@@ -16,8 +16,9 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from flows.local_server import server_at_hand
 from tasks import progress
 from trainyard import files, plan
+from trainyard.environment import read_environment
 from trainyard.errors import Refused, TrainyardError
-from trainyard.recipe import parse_override
+from trainyard.recipe import parse_override, read_recipe
 from trainyard.run import Summary
 
 MARKS = {"done": "✓", "skipped": "=", "failed": "✗"}
@@ -69,6 +70,8 @@ def main(release: Callable[..., Summary]) -> None:
     begin = time.monotonic()
     try:
         overrides = dict(parse_override(text) for text in args.set)
+        read_recipe(Path(args.recipe), overrides)  # a typo is said before a server starts
+        read_environment(args.environment)
         with server_at_hand(Path(".trainyard/logs/server.log")):
             summary = release(
                 recipe=args.recipe,
