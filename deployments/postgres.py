@@ -11,13 +11,16 @@ from pathlib import Path
 from trainyard import files
 from trainyard.process import free_port
 
+PROGRAMS = ("initdb", "postgres", "pg_isready", "psql")
+
 
 def find_binaries() -> Path | None:
-    """Return the folder of PostgreSQL's server programs, the newest where there are several."""
+    """Return the folder of PostgreSQL's programs, the newest where there are several."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda p: float(p.parent.name))
     on_path = shutil.which("initdb")
-    folders += [Path(on_path).parent] if on_path else []
-    return next((folder for folder in reversed(folders) if (folder / "initdb").exists()), None)
+    folders = [Path(on_path).parent, *folders] if on_path else folders
+    whole = [folder for folder in folders if all((folder / name).exists() for name in PROGRAMS)]
+    return whole[-1] if whole else None
 
 
 def start(folder: Path, log: Path, binaries: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -42,27 +45,28 @@ def start(folder: Path, log: Path, binaries: Path) -> tuple[subprocess.Popen[byt
         server = subprocess.Popen(
             _as_owner(command), stdout=output, stderr=output, start_new_session=True, cwd="/"
         )
-    _wait_until_ready(server, binaries, port, log)
+    try:
+        _wait_until_ready(server, binaries, port, log)
+        _create_database(binaries, port, password)
+    except BaseException:
+        server.terminate()
+        raise
     address = f"trainyard:{password}@127.0.0.1:{port}"
-    _create_database(binaries, port, password)
     return server, f"postgresql+asyncpg://{address}/prefect"
 
 
 def _initialise(folder: Path, password_file: Path, binaries: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(password_file, secrets.token_urlsafe(24) + "\n", mode=0o600)
-    options = ["-U", "trainyard", "--auth=scram-sha-256", "-E", "UTF8", "--no-locale"]
     if os.geteuid() == 0:
         owner = pwd.getpwnam("postgres")
-        os.chown(folder, owner.pw_uid, owner.pw_gid)
-    command = [str(binaries / "initdb"), "-D", str(folder), *options, "--pwfile=/dev/stdin"]
-    subprocess.run(
-        _as_owner(command),
-        input=password_file.read_bytes(),
-        check=True,
-        capture_output=True,
-        cwd="/",
-    )
+        for path in (folder, password_file):
+            os.chown(path, owner.pw_uid, owner.pw_gid)
+    options = ["-U", "trainyard", "--auth=scram-sha-256", "-E", "UTF8", "--no-locale"]
+    command = [str(binaries / "initdb"), "-D", str(folder), *options, f"--pwfile={password_file}"]
+    done = subprocess.run(_as_owner(command), capture_output=True, text=True, check=False, cwd="/")
+    if done.returncode:
+        raise SystemExit(f"PostgreSQL could not make {folder}: {done.stderr.strip()}")
 
 
 def _as_owner(command: list[str]) -> list[str]:
