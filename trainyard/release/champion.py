@@ -28,9 +28,10 @@ class Champion(Frozen):
     def adapter(self) -> Path:
         return self.folder / ADAPTER
 
-    def base(self, home: Path) -> Path:
+    def base(self, home: Path) -> Path | None:
+        """Return the base that it was trained on; None when that name has other weights by now."""
         found = base_model.resolve(self.base_ref, home, trust_remote_code=self.trust_remote_code)
-        return found.path
+        return found.path if found.digest == self.base_digest else None
 
 
 def find_champion(recipe: Recipe, home: Path) -> Champion | None:

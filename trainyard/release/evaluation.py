@@ -1,5 +1,6 @@
 """Stage `evaluate`: candidate, base and champion answer the same questions, from one engine."""
 
+import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from trainyard.stage import Stage
 from trainyard.training.job import ADAPTER
 
 OUT = "out"
+
+logger = logging.getLogger(__name__)
 
 
 class Evaluated(Frozen):
@@ -121,10 +124,17 @@ def _start(
         "candidate": arm(url, candidate, trained.result.digest),
         "base": Arm(url, named, base.digest),
     }
+    if champion and not shares_base:
+        former = champion.base(job.home)
+        if former is None:
+            logger.warning(
+                "%s is not compared: its base %s has other weights by now",
+                champion.served_name,
+                champion.base_ref,
+            )
+            return arms
+        url = start(former, {champion.served_name: champion.adapter}, "engine-champion.log")
     if champion:
-        if not shares_base:
-            own = {champion.served_name: champion.adapter}
-            url = start(champion.base(job.home), own, "engine-champion.log")
         arms["champion"] = arm(url, champion.served_name, champion.digest)
     return arms
 

@@ -54,7 +54,7 @@ def begin(job: Job, registered: Registered) -> Rollout:
 def end(job: Job, registered: Registered, controlled: Rollout, who: str) -> Served:
     """Move the alias to where the traffic is. Raises Refused when the version was sent back."""
     state = controlled.state
-    record = {"phase": state.phase, "reason": state.reason}
+    record = {"phase": state.phase, "reason": f"{registered.served_name}: {state.phase}"}
     steps = [step.model_dump(mode="json") for step in state.done]
     files.write_json(job.folder / "rollout.json", record | {"steps": steps})
     if state.phase != "done":
@@ -65,7 +65,10 @@ def end(job: Job, registered: Registered, controlled: Rollout, who: str) -> Serv
     registry.promote(registered.name, registered.digest, who=who, why=f"release {job.run_id}")
     already = any(step.decision == "already" for step in state.done)
     endpoint = f"{controlled.target.endpoint()}/v1"
-    return Served(endpoint=endpoint, phase=state.phase, reason=state.reason, skipped=already)
+    weights = dict.fromkeys(f"{step.weight:g} %" for step in state.done if step.weight)
+    way = ", ".join(weights)
+    reason = state.reason if already else f"{registered.served_name} is champion, by way of {way}"
+    return Served(endpoint=endpoint, phase=state.phase, reason=reason, skipped=already)
 
 
 def replay(job: Job) -> Iterator[dict[str, Any]]:
