@@ -114,8 +114,8 @@ def why_dirty(spec: RegisterSpec, git: Git | None) -> str | None:
         return None
     if git is None:
         return (
-            "this is no git repository, so nobody could find what made a version; commit it, or "
-            "set `allow_dirty: true` in register"
+            "made outside a git repository, so nobody could find what made it; commit it, or set "
+            "`allow_dirty: true` in register"
         )
     if git.dirty:
         changed = ", ".join(sorted(git.untracked)[:3]) or "tracked files differ"

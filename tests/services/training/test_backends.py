@@ -198,7 +198,7 @@ def test_dora_and_rank_stabilised_scale_reach_the_adapter(make_job, tmp_path):
 
 def test_training_stops_when_validation_worsens_and_keeps_the_best(make_job, rows, tmp_path):
     # a rate that destroys the model after a few steps
-    job = make_job(backend="unsloth", learning_rate=0.3, eval_every=1, patience=2)
+    job = make_job(backend="unsloth", learning_rate=3.0, eval_every=1, patience=2)
     result = launch(job.model_copy(update={"val": rows}), tmp_path)
     losses = {line["step"]: line["val_loss"] for line in read_metrics(tmp_path / "metrics.jsonl")}
     best = min(losses, key=lambda step: losses[step])
