@@ -23,6 +23,14 @@ def find_binaries() -> Path | None:
     return whole[-1] if whole else None
 
 
+def can_reach(folder: Path) -> bool:
+    """Whether the server's own user may enter `folder`; for root that is the user `postgres`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return (
+        subprocess.run(_as_owner(["test", "-x", str(folder)]), check=False, cwd="/").returncode == 0
+    )
+
+
 def start(folder: Path, log: Path, binaries: Path) -> tuple[subprocess.Popen[bytes], str]:
     """Start the server, making its data folder at first use; return it and its SQLAlchemy URL."""
     password_file = folder.with_name("postgres.password")

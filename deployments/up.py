@@ -22,7 +22,7 @@ PORT = int(os.environ.get("PREFECT_SERVER_API_PORT", "4200"))
 API = f"http://127.0.0.1:{PORT}/api"
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 SQLITE_WARNING = (
-    "PostgreSQL is not installed: using SQLite with one worker, and a release runs in one process. "
+    "without PostgreSQL: using SQLite with one worker, and a release runs in one process. "
     "SQLite loses writes under several workers; install PostgreSQL for more."
 )
 
@@ -64,6 +64,9 @@ def bring_up(started: list[process.ProcessRecord]) -> None:
         "TRAINYARD_ROOT": str(Path.cwd()),
     }
     binaries = postgres.find_binaries()
+    if binaries and not postgres.can_reach(HOME):
+        print(f"warning: PostgreSQL's user cannot enter {HOME}")
+        binaries = None
     if binaries:
         server, url = postgres.start(HOME / "postgres", LOGS / "postgres.log", binaries)
         remember(started, server, "postgres")

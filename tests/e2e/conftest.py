@@ -82,6 +82,8 @@ class Clone:
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     tmp_path = tmp_path_factory.mktemp("clone")
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # PostgreSQL has a user of its own
+        folder.chmod(0o755)
     root = Path(__file__).parents[2]
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
