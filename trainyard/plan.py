@@ -13,6 +13,7 @@ from trainyard.release import data, engine, evaluation, training
 from trainyard.release.champion import Champion, find_champion, rival_of
 from trainyard.release.data import Checked
 from trainyard.release.job import Job
+from trainyard.rollout import foresight
 
 
 class PlanStage(Frozen):
@@ -85,8 +86,20 @@ def make(job: Job) -> Plan:
         cost=cost.cost if cost else None,
         gates=gates,
         problems=[*problems, *needed.problems, *([dirty] if dirty else [])],
-        notes=[*notes, *needed.notes],
+        notes=[*notes, *needed.notes, *_rollout_notes(job.recipe)],
     )
+
+
+def _rollout_notes(recipe: Recipe) -> list[str]:
+    """Say how long each step of a canary takes at the expected traffic."""
+    notes = []
+    for step in foresight.foresee(recipe.deploy):
+        alone = "" if step.enough else ", more than users alone bring in time"
+        notes.append(
+            f"canary at {step.step}: {step.least_s:.0f} to {step.planned_s:.0f} s{alone}; "
+            f"20 % errors end it after about {step.errors_20_pct_s:.0f} s"
+        )
+    return notes
 
 
 def _champion(job: Job, notes: list[str]) -> Champion | None:

@@ -129,6 +129,7 @@ class AllAtOnce(Frozen):
 
 class DeploySpec(Frozen):
     target: Annotated[LocalTarget | DockerTarget, Field(discriminator="kind")] = LocalTarget()
+    """Where engines run: `local` processes, or `docker` containers."""
 
     engine: Literal["cpu", "vllm", "tgi", "sglang"] = "cpu"
     """What answers. `cpu` is the server of this project: no GPU, small models. `vllm` is the one
@@ -144,6 +145,7 @@ class DeploySpec(Frozen):
     """Port of the gateway, the model's stable URL; 0 takes any free one."""
 
     strategy: Annotated[Canary | BlueGreen | AllAtOnce, Field(discriminator="kind")] = Canary()
+    """How a version gets its traffic, and what sends it back."""
 
     expected_requests_per_s: PositiveFloat | None = None
     """Users' requests per second to this model; with it, the plan foresees how long a canary takes

@@ -25,9 +25,6 @@ class TrainSpec(Frozen):
     """For `backend: command`: a program that honours the job contract; the job's folder is its last
     argument."""
 
-    objective: Literal["sft"] = "sft"
-    """Supervised fine-tuning: the loss counts the assistant's turns, or all of a plain text."""
-
     method: Literal["lora", "qlora"] = "qlora"
     """`qlora` keeps the frozen base in 4-bit NF4 with double quantisation (Dettmers et al. 2023,
     arXiv:2305.14314); `lora` keeps it in 16 bits (Hu et al. 2021, arXiv:2106.09685)."""
