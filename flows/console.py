@@ -111,7 +111,7 @@ def closing_words(summary: Summary, seconds: float) -> str:
     folder = Path(".trainyard/runs") / summary.run_id
     lines = ["", f"{summary.verdict}  {summary.recipe} released in {seconds:.0f} s"]
     for gate in files.read_json(folder / "gate.json")["gates"]:
-        bounds = f"95 % bounds {gate['low']:.4f} to {gate['high']:.4f}"
+        bounds = f"one-sided 95 % bounds {gate['low']:.4f} to {gate['high']:.4f}"
         limit = f"{gate['op']} {gate['threshold']:g}"
         lines.append(
             f"  {gate['id']:<18}{gate['estimate']:.4f}  {bounds}, limit {limit}, n {gate['n']}"
