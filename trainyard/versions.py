@@ -6,7 +6,7 @@ from trainyard import attestation, files, lineage, reproduction, rollout
 from trainyard.errors import InputError, NotFound
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
-from trainyard.registry import open_registry
+from trainyard.registry import VersionRecord, open_registry
 from trainyard.release.champion import fetch
 from trainyard.release.job import Job
 from trainyard.release.version import Registered
@@ -33,14 +33,12 @@ def verify(version: str, home: Path) -> Verified:
 
     Raises Refused naming each file that differs, NotFound for a version that is not there.
     """
-    folder, expected, public_key = Path(version), None, None
-    if not folder.is_dir():
-        name, _, ref = version.partition("@")
-        recipe = recipe_of(name, home)
-        record = open_registry(recipe.register.registry, home).resolve(name, ref or "production")
-        folder, expected = fetch(recipe, record, home), record.manifest_sha256
-        public_key = recipe.register.public_key
-    manifest = attestation.check(folder, expected, public_key)
+    folder = Path(version)
+    if folder.is_dir():
+        manifest = attestation.check(folder)
+    else:
+        recipe, record, folder = _fetched(*_named(version), home)
+        manifest = attestation.check(folder, record.manifest_sha256, recipe.register.public_key)
     return Verified(
         name=manifest.name,
         digest=manifest.digest,
@@ -65,10 +63,7 @@ def reproduce(version: str, home: Path) -> Reproduction:
     """Make a version again, from its lineage alone, and compare."""
     folder = Path(version)
     if not folder.is_dir():
-        name, _, ref = version.partition("@")
-        recipe = recipe_of(name, home)
-        record = open_registry(recipe.register.registry, home).resolve(name, ref or "production")
-        folder = fetch(recipe, record, home)
+        folder = _fetched(*_named(version), home)[2]
     return reproduction.reproduce(lineage.read(folder / lineage.FILE), home)
 
 
@@ -77,15 +72,25 @@ def to_serve(name: str, ref: str, home: Path) -> tuple[Job, Registered]:
 
     Raises Refused for one that was altered or did not pass its gates.
     """
-    recipe = recipe_of(name, home)
-    record = open_registry(recipe.register.registry, home).resolve(name, ref)
-    folder = fetch(recipe, record, home)
+    recipe, record, folder = _fetched(name, ref, home)
     attestation.check(folder, record.manifest_sha256, recipe.register.public_key)
     job = Job(recipe=recipe, recipe_path=f"{name}@{ref}", run_id=record.run_id, home=home)
     registered = Registered(
         name=name, digest=record.digest, folder=folder, url=record.url, skipped=True
     )
     return job, registered
+
+
+def _named(version: str) -> tuple[str, str]:
+    name, _, ref = version.partition("@")
+    return name, ref or "production"
+
+
+def _fetched(name: str, ref: str, home: Path) -> tuple[Recipe, VersionRecord, Path]:
+    """Find a version in its recipe's registry and bring it here from the archive."""
+    recipe = recipe_of(name, home)
+    record = open_registry(recipe.register.registry, home).resolve(name, ref)
+    return recipe, record, fetch(recipe, record, home)
 
 
 def recipe_of(name: str, home: Path) -> Recipe:

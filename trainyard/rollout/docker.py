@@ -59,21 +59,60 @@ def engine_plan(spec: DeploySpec) -> Planner:
             port=PORT,
             max_rank=_rank(version.adapter),
         )
-        program, *arguments = engine.command(launch)
-        entrypoint: Sequence[str] | None = [program]
-        if engine.name == "cpu":
-            entrypoint = ["python"]  # not the interpreter of this machine
-        if engine.name == "tgi":
-            entrypoint = None  # its image's script refreshes the linker's cache, then launches
-        return Plan(
-            image=engine.image or "",
-            entrypoint=entrypoint,
-            command=arguments,
-            env=engine.env(launch),
-            health=engine.health,
-        )
+        return _planned(engine, launch)
 
     return plan
+
+
+def _planned(engine: EngineSpec, launch: Launch) -> Plan:
+    program, *arguments = engine.command(launch)
+    entrypoint: Sequence[str] | None = [program]
+    if engine.name == "cpu":
+        entrypoint = ["python"]  # not the interpreter of this machine
+    if engine.name == "tgi":
+        entrypoint = None  # its image's script refreshes the linker's cache, then launches
+    return Plan(
+        image=engine.image or "",
+        entrypoint=entrypoint,
+        command=arguments,
+        env=engine.env(launch),
+        health=engine.health,
+    )
+
+
+def _run_container(
+    client: docker.DockerClient,
+    spec: DockerTarget,
+    plan: Plan,
+    mounts: Mapping[str, str],
+    port: int,
+    gpus: Sequence[str],
+    **options: Any,
+) -> Container:
+    """Start an engine, its folders (ours -> its) read-only and its port on loopback only."""
+    image = spec.image or plan.image
+    _fetch(client, image)
+    try:
+        return client.containers.run(
+            image,
+            [*plan.command, *spec.arguments],
+            entrypoint=list(plan.entrypoint) if plan.entrypoint else None,
+            detach=True,
+            init=True,
+            environment={**plan.env, **spec.env},
+            volumes={ours: {"bind": its, "mode": "ro"} for ours, its in mounts.items()},
+            ports={f"{PORT}/tcp": ("127.0.0.1", port)},
+            device_requests=_devices(gpus),
+            shm_size=f"{int(spec.shm_gib * 1024)}m",
+            security_opt=["no-new-privileges"],
+            **options,
+        )
+    except APIError as error:
+        raise InputError(f"Docker could not start {image}: {error.explanation}") from error
+
+
+def _devices(gpus: Sequence[str]) -> list[DeviceRequest]:
+    return [DeviceRequest(device_ids=list(gpus), capabilities=[["gpu"]])] if gpus else []
 
 
 def _rank(adapter: Path) -> int:
@@ -140,32 +179,22 @@ class DockerEngines:
         slot: Slot,
         port: int,
     ) -> str:
-        image = self._spec.image or plan.image
-        _fetch(client, image)
         try:
-            container = client.containers.run(
-                image,
-                [*plan.command, *self._spec.arguments],
-                entrypoint=list(plan.entrypoint) if plan.entrypoint else None,
+            container = _run_container(
+                client,
+                self._spec,
+                plan,
+                {str(version.base): BASE, str(version.adapter): ADAPTER},
+                port,
+                self._spec.blue_gpus if slot == "blue" else self._spec.green_gpus,
                 name=self._name(slot),
-                detach=True,
-                init=True,
-                environment={**plan.env, **self._spec.env},
-                volumes={
-                    str(version.base): {"bind": BASE, "mode": "ro"},
-                    str(version.adapter): {"bind": ADAPTER, "mode": "ro"},
-                },
-                ports={f"{PORT}/tcp": ("127.0.0.1", port)},
-                device_requests=self._devices(slot),
-                shm_size=f"{int(self._spec.shm_gib * 1024)}m",
                 healthcheck=_healthcheck(plan),
                 restart_policy={"Name": "on-failure", "MaximumRetryCount": _RESTARTS},
-                security_opt=["no-new-privileges"],
                 labels={"trainyard.slot": slot, "trainyard.version": version.digest},
             )
-        except APIError as error:
+        except InputError:
             self._remove_leftover(client, slot)
-            raise InputError(f"Docker could not start {image}: {error.explanation}") from error
+            raise
         return str(container.id)
 
     def _name(self, slot: Slot) -> str:
@@ -178,10 +207,6 @@ class DockerEngines:
         left = _container(client, self._name(slot))
         if left is not None:
             left.remove(force=True)
-
-    def _devices(self, slot: Slot) -> list[DeviceRequest]:
-        ids = self._spec.blue_gpus if slot == "blue" else self._spec.green_gpus
-        return [DeviceRequest(device_ids=list(ids), capabilities=[["gpu"]])] if ids else []
 
     def stop(self, slot: Slot) -> None:
         recorded = self._recorded(slot)
@@ -269,35 +294,19 @@ def serving(
     launch = Launch(
         base=BASE, base_name=base_name, adapters=places, host="0.0.0.0", port=PORT, max_rank=rank
     )
-    program, *arguments = engine.command(launch)
-    entrypoint = {"cpu": ["python"], "tgi": None}.get(engine.name, [program])
+    mounts = {str(base.absolute()): BASE}
+    mounts |= {str(folder.absolute()): places[name] for name, folder in adapters.items()}
     port = process.free_port()
-    image = target.image or engine.image or ""
-    mounts = {str(base.absolute()): {"bind": BASE, "mode": "ro"}}
-    for name, folder in adapters.items():
-        mounts[str(folder.absolute())] = {"bind": places[name], "mode": "ro"}
-    ids = target.blue_gpus
     with _docker() as client:
-        _fetch(client, image)
-        try:
-            container = client.containers.run(
-                image,
-                [*arguments, *target.arguments],
-                entrypoint=entrypoint,
-                detach=True,
-                init=True,
-                environment={**engine.env(launch), **target.env},
-                volumes=mounts,
-                ports={f"{PORT}/tcp": ("127.0.0.1", port)},
-                device_requests=[DeviceRequest(device_ids=list(ids), capabilities=[["gpu"]])]
-                if ids
-                else [],
-                shm_size=f"{int(target.shm_gib * 1024)}m",
-                security_opt=["no-new-privileges"],
-                labels={"trainyard.evaluation": base_name},
-            )
-        except APIError as error:
-            raise InputError(f"Docker could not start {image}: {error.explanation}") from error
+        container = _run_container(
+            client,
+            target,
+            _planned(engine, launch),
+            mounts,
+            port,
+            target.blue_gpus,
+            labels={"trainyard.evaluation": base_name},
+        )
         url = f"http://127.0.0.1:{port}"
         try:
             _await(container, url, engine, [base_name, *adapters], spec.ready_timeout_s)
