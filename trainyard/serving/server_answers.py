@@ -46,8 +46,14 @@ class Answer:
             else:
                 choice["text"] = self._echoed(sequence) + text
                 choice["logprobs"] = self._logprobs(i, sequence, scored, first=True)
+            if self._asked.token_ids:
+                choice["token_ids"] = sequence.output_ids
+                choice["prompt_token_ids"] = sequence.prompt_ids
             choices.append(choice)
-        return {**self._envelope(self._whole, choices), "usage": usage(sequences, self._asked.n)}
+        body = {**self._envelope(self._whole, choices), "usage": usage(sequences, self._asked.n)}
+        if self._asked.token_ids and self._asked.kind == "chat":
+            body["prompt_token_ids"] = sequences[0].prompt_ids
+        return body
 
     def opening(self, index: int, sequence: Sequence) -> Json | None:
         """Chunk before the first text: the role in a chat, the echoed prompt in a completion."""

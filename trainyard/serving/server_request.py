@@ -60,6 +60,7 @@ class _Body(BaseModel):
     n: Annotated[int, Field(ge=1, le=128)] = 1
     stream: bool = False
     stream_options: dict[str, bool] = {}
+    return_token_ids: bool = False
 
 
 class _Message(BaseModel):
@@ -97,6 +98,8 @@ class Asked:
     stream: bool
     include_usage: bool
     echo: bool = False
+    token_ids: bool = False
+    """Whether to answer with the ids of prompt and answer, where vLLM puts them."""
 
 
 class TooLong(InputError):
@@ -115,13 +118,16 @@ def read_body(kind: type[ChatBody] | type[CompletionBody], raw: Any) -> ChatBody
         and not (name in _NEUTRAL and value == _NEUTRAL[name])
     }
     try:
-        return kind.model_validate(given)
+        body = kind.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise InputError(f"{where} is not supported by the CPU server") from None
         raise InputError(f"{where}: {first['msg']}") from None
+    if body.return_token_ids and body.stream:
+        raise InputError("return_token_ids is not supported with stream: true")
+    return body
 
 
 def read_chat(body: ChatBody, served: Served, max_len: int) -> Asked:
@@ -152,6 +158,7 @@ def read_chat(body: ChatBody, served: Served, max_len: int) -> Asked:
         n=body.n,
         stream=body.stream,
         include_usage=body.stream_options.get("include_usage", False),
+        token_ids=body.return_token_ids,
     )
 
 
@@ -181,6 +188,7 @@ def read_completion(body: CompletionBody, served: Served, max_len: int) -> Asked
         stream=body.stream,
         include_usage=body.stream_options.get("include_usage", False),
         echo=body.echo,
+        token_ids=body.return_token_ids,
     )
 
 
