@@ -5,6 +5,7 @@ from typing import Any
 
 from trainyard.evaluation.asking import Question
 from trainyard.evaluation.endpoint import NotAnswered, Reply
+from trainyard.evaluation.judge.protocol import judged_item
 from trainyard.evaluation.samples import Item
 
 
@@ -27,7 +28,8 @@ def chat_question(
     }
     if stop:
         body["stop"] = list(stop)
-    row = {"suite": suite, "id": item.id, "prompt": item.prompt, "reference": item.reference}
+    row = {"suite": suite, "id": item.id, "prompt": item.prompt, "reference": item.reference,
+           "request": judged_item(item)}  # fmt: skip
     return Question(suite, item.id, arm, "/v1/chat/completions", body, row, read_chat)
 
 
