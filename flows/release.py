@@ -66,7 +66,7 @@ def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> Non
     if dry_run:
         return
     with run.stage("data") as stage:
-        checked = data.check(job)
+        checked = data.check(job, where.data)
         stage.came_to(checked)
     with run.stage("train") as stage:
         trained = train(job, checked, where)

@@ -2,16 +2,44 @@
 
 import difflib
 from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveInt, model_validator
 
 from trainyard.errors import InputError
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.load import load
 
 FOLDER = Path("deployments/environments")
-HERE = "here"
+HERE: Literal["here"] = "here"
+
+
+class ChunkRunner(Frozen):
+    """What runs the chunks of a data check: a Prefect task runner and its size."""
+
+    runner: Literal["threads", "processes", "dask", "ray"]
+    """dask and ray need `prefect-dask` or `prefect-ray` where the release runs."""
+
+    workers: PositiveInt | None = None
+    """Threads, or processes of one on this machine; by default one per core."""
+
+    address: str | None = None
+    """Of a Dask scheduler or a Ray head that runs already. Its workers share this working folder
+    under the same path, and have this code: they are sent paths, never rows."""
+
+    @model_validator(mode="after")
+    def _either_here_or_there(self) -> "ChunkRunner":
+        if self.address and self.runner in ("threads", "processes"):
+            raise ValueError(f"{self.runner} run on this machine: leave out address")
+        if self.address and self.workers:
+            raise ValueError("a cluster that runs already has its size: leave out workers")
+        return self
 
 
 class Environment(Frozen):
+    data: Literal["here"] | ChunkRunner = HERE
+    """`here`: processes of the release itself, one per core. Or what runs the chunks instead."""
+
     training: str = HERE
     """`here`, or the `flow/deployment` that trains."""
 

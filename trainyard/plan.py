@@ -35,6 +35,8 @@ class PlanGate(Frozen):
     min_detectable: float | None
     """True value (or true drop) that passes with probability 0.8."""
     can_pass: bool
+    most: int | None = None
+    """Items at most, where it may draw on more than `n` while it is INCONCLUSIVE."""
 
 
 class Plan(Frozen):
@@ -71,7 +73,7 @@ def make(job: Job) -> Plan:
     notes: list[str] = []
     champion = _champion(job, notes)
     gates, problems = _gates(job.recipe, champion)
-    checked = _checked(job)
+    checked = _checked(job, champion)
     needed = needs.of(job.recipe, job.home, checked)
     engine.check(job.recipe)
     dirty = registration.why_dirty(job.recipe.register, lineage.git_state())
@@ -110,11 +112,11 @@ def _champion(job: Job, notes: list[str]) -> Champion | None:
         return None
 
 
-def _checked(job: Job) -> Checked | None:
+def _checked(job: Job, champion: Champion | None) -> Checked | None:
     """What an earlier run found in the same data; None also where the base is not here yet."""
     try:
         job.base(download=False)
-        return data.find(job)
+        return data.find(job, data.previous_of(champion, job.home) if champion else None)
     except Unavailable:
         return None
 
@@ -128,7 +130,9 @@ def _gates(recipe: Recipe, champion: Champion | None) -> tuple[list[PlanGate], l
         Rules.of(recipe.evaluate, has_champion=champion is not None),
     )
     gates = [
-        PlanGate(id=g.id, n=g.n, min_detectable=g.min_detectable, can_pass=g.can_pass)
+        PlanGate(
+            id=g.id, n=g.n, min_detectable=g.min_detectable, can_pass=g.can_pass, most=g.most
+        )  # fmt: skip
         for g in found
     ]
     blocking = {gate.id for gate in recipe.gates if gate.severity == "block"}
@@ -164,7 +168,8 @@ def as_text(plan: Plan) -> str:
         power = gate.min_detectable
         sees = "" if power is None else f", and 8 times of 10 at a true {power:.4g}"
         can = "can pass" if gate.can_pass else "can never pass"
-        lines.append(f"  gate {gate.id}: {can} with {gate.n} items{sees}")
+        items = f"{gate.n} items" + (f", up to {gate.most}" if gate.most else "")
+        lines.append(f"  gate {gate.id}: {can} with {items}{sees}")
     if plan.vram:
         of = f" of {plan.vram.available_gib:.1f}" if plan.vram.available_gib else ""
         lines.append(f"  memory {plan.vram.needed_gib:.1f}{of} GiB")

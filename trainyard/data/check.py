@@ -6,6 +6,7 @@ taken over. `out` gets its files at the end, `manifest.json` last.
 """
 
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -29,10 +30,14 @@ from trainyard.data.tokens import FastTokens
 from trainyard.data.verdict import DataVerdict
 from trainyard.errors import InputError, TrainyardError
 from trainyard.files import digest_file, digest_json
+from trainyard.process import die_with_parent
 from trainyard.recipe.data import DataSpec, SourceSpec
 
 Progress = Callable[[str, int, int], None]
 """What is being done, how much of it is done, of how much."""
+
+Runner = Callable[[Path, Sequence[int], Callable[[], None]], None]
+"""Checks these chunks of a job file, in any order and place, and calls back after each."""
 
 CHUNK = 16 << 20
 CHUNK_WITH_TOKENS = 4 << 20
@@ -49,12 +54,13 @@ def check(
     max_seq_len: int | None = None,
     previous: Path | None = None,
     processes: int = 0,
+    runner: Runner | None = None,
     progress: Progress | None = None,
 ) -> DataVerdict:
     """Write the version `out` and say whether it may be trained on.
 
-    `previous` is the version to compare with; `processes` 0 means one per core. Raises InputError
-    for what cannot be read, and then `out` is as it was before.
+    `previous` is the version to compare with; `processes` 0 means one per core, and `runner` takes
+    their place. Raises InputError for what cannot be read, and then `out` is as it was before.
     """
     work = work_folder(out)
     tell = progress if progress is not None else _silent
@@ -63,7 +69,7 @@ def check(
             spec, work, eval_sets=eval_sets, base_model=base_model, max_seq_len=max_seq_len,
             progress=tell,
         )  # fmt: skip
-        run_chunks(job, processes, tell)
+        run_chunks(job, processes, tell, runner)
         tell("comparing rows", 0, 1)
         verdict = finish(job, out, previous)
         tell("comparing rows", 1, 1)
@@ -91,6 +97,7 @@ def prepare(
 ) -> Path:
     """Open every source and write `job.json`; returns its path."""
     tell = progress if progress is not None else _silent
+    work = work.absolute()  # chunks may be checked from another working folder
     template = Template.load(base_model) if base_model is not None else None
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
     tables: list[Table] = []
@@ -144,8 +151,10 @@ def fast_tokens(template: Template, texts: Sequence[str]) -> bool:
     return fast is not None and fast.agrees(template, texts)
 
 
-def run_chunks(job_file: Path, processes: int, tell: Progress) -> None:
-    """Check all chunks, in this process when they are small."""
+def run_chunks(
+    job_file: Path, processes: int, tell: Progress, runner: Runner | None = None
+) -> None:
+    """Check all chunks that are not finished: by `runner`, or here when they are small."""
     job = Job.load(job_file)
     total = len(job.chunks)
     todo = [i for i in range(total) if not (job.place(i) / "info.json").is_file()]
@@ -153,6 +162,11 @@ def run_chunks(job_file: Path, processes: int, tell: Progress) -> None:
     small = len(todo) < 2 or (size < IN_PROCESS and job.model is None)
     wanted = min(processes or _cores(), len(todo))
     done = total - len(todo)
+    if runner is not None:
+        counted = itertools.count(done + 1)
+        tell("checking rows", done, total)
+        runner(job_file, todo, lambda: tell("checking rows", next(counted), total))
+        return
     if small or wanted < 2:
         for i in todo:
             tell("checking rows", done, total)
@@ -176,6 +190,7 @@ def _in_processes(
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
+                    preexec_fn=die_with_parent,
                 )
             )
         for worker in workers:

@@ -1,7 +1,7 @@
 """One chunk of one table: every record read, checked by itself, and written as facts.
 
 A pure function of files: `check_chunk(job, number)` writes a folder named by its inputs, the same
-bytes wherever it runs, `info.json` last. As a program: `python -m trainyard.data.chunk JOB N…`
+bytes wherever it runs, whole or not there. As a program: `python -m trainyard.data.chunk JOB N…`
 """
 
 import base64
@@ -9,7 +9,9 @@ import gc
 import hashlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
@@ -326,8 +328,10 @@ def check_chunk(job_file: Path, number: int) -> Path:
     target = job.place(number)
     if (target / "info.json").is_file():
         return target
-    target.mkdir(parents=True, exist_ok=True)
-    check = ChunkCheck(job, number, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # a folder of its own: a task runner may start a chunk again while its first worker still lives
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    check = ChunkCheck(job, number, partial)
     collecting = gc.isenabled()
     gc.disable()  # rows are trees: collecting cycles among them costs a tenth and finds none
     try:
@@ -338,9 +342,15 @@ def check_chunk(job_file: Path, number: int) -> Path:
     if info["read"] != check.chunk.lines:
         raise InputError(f"{check.table.name} changed while it was read: start again")
     empty = np.zeros(0, FACTS), np.zeros((BANDS, 0), np.uint64)
-    np.save(target / "facts.npy", np.concatenate(check.facts) if check.facts else empty[0])
-    np.save(target / "bands.npy", np.concatenate(check.bands, axis=1) if check.bands else empty[1])
-    write_json(target / "info.json", info)
+    np.save(partial / "facts.npy", np.concatenate(check.facts) if check.facts else empty[0])
+    np.save(partial / "bands.npy", np.concatenate(check.bands, axis=1) if check.bands else empty[1])
+    write_json(partial / "info.json", info)
+    try:
+        partial.rename(target)
+    except OSError:
+        if not (target / "info.json").is_file():
+            raise
+        shutil.rmtree(partial)  # somebody else was first, with the same bytes
     return target
 
 

@@ -6,6 +6,7 @@ of effects with the noise of the sample beside them, and absolute changes of rat
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,15 @@ class Drift:
     """Of the former version's rows."""
     digest: str
     """Of the former version."""
+
+    @property
+    def words(self) -> dict[str, Any]:
+        return {
+            "previous": self.digest,
+            "added": self.added,
+            "removed": self.removed,
+            "psi": {shift.name: round(shift.psi, 4) for shift in self.shifts},
+        }
 
 
 def judge_drift(

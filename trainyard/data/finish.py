@@ -53,7 +53,7 @@ def finish(job_file: Path, out: Path, previous: Path | None = None) -> DataVerdi
             max_removed=limits.max_removed,
         )
         refuse, warn = [*refuse, *harder], [*warn, *softer]
-    verdict = _verdict(merged, counts, refuse, warn, out)
+    verdict = _verdict(merged, counts, refuse, warn, out, drift)
     _write(merged, verdict, Story(verdict, merged, counts, drift), made, former)
     _move(made, out)
     return verdict
@@ -80,7 +80,12 @@ def _counts(merged: Merged, bad_lines: int) -> Counts:
 
 
 def _verdict(
-    merged: Merged, counts: Counts, refuse: list[str], warn: list[str], out: Path
+    merged: Merged,
+    counts: Counts,
+    refuse: list[str],
+    warn: list[str],
+    out: Path,
+    drift: Drift | None,
 ) -> DataVerdict:
     facts = merged.facts[merged.side != QUARANTINE]
     return DataVerdict(
@@ -99,6 +104,7 @@ def _verdict(
         digest=_content(merged),
         problems=(*refuse, *warn),
         out=str(out),
+        drift=drift.words if drift is not None else None,
     )
 
 

@@ -77,7 +77,8 @@ class Job:
         """Folder of a chunk's facts, named by what they depend on."""
         table, *span = self.chunks[number]
         source = self.sources[table].model_dump(mode="json")
-        key = digest_json([METHOD, self.inputs, self.tables[table].digest, source, span])
+        at = self.tables[table]
+        key = digest_json([METHOD, self.inputs, at.name, at.digest, source, span])
         return self.folder / "chunks" / key[:32]
 
     def save(self) -> Path:

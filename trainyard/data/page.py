@@ -52,7 +52,15 @@ def summary(story: Story) -> str:
         f"| `{v.digest[:12]}` |",
         "",
     ]
+    if (drift := story.drift) is not None:
+        most = max(drift.shifts, key=lambda shift: shift.psi, default=None)
+        moved = f"; {most.name} moved most, PSI {most.psi:.3f}" if most is not None else ""
+        rows += [f"{_rows_changed(drift)}{moved}.", ""]
     return "\n".join([*rows, *(f"- {_markdown(p)}" for p in v.problems), ""])
+
+
+def _rows_changed(drift: Drift) -> str:
+    return f"{drift.added:,} rows added, {drift.removed:,} removed since {drift.digest[:12]}"
 
 
 def _markdown(text: str) -> str:
@@ -162,8 +170,7 @@ def _drift(story: Story) -> str:
     ]
     table = _table(("what", "", "before", "after", "JS distance", "Wasserstein / sd"), rows)
     drawn = f"<p class=soft>population stability index</p>{bars(items, 'drift', marks)}"
-    said = f"{drift.added:,} rows added, {drift.removed:,} removed since {drift.digest[:12]}."
-    return f"<h2>Drift</h2><p>{said}</p>{drawn}{table}"
+    return f"<h2>Drift</h2><p>{_rows_changed(drift)}.</p>{drawn}{table}"
 
 
 def _found(story: Story) -> str:

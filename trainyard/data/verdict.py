@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from trainyard.data.job import CODES
 from trainyard.recipe.data import DataSpec
@@ -48,6 +48,8 @@ class DataVerdict:
     problems: tuple[str, ...]
     """Why it is refused, then what to look at."""
     out: str
+    drift: dict[str, Any] | None = None
+    """Against the previous version: its digest, rows added and removed, PSI per quantity."""
 
     @property
     def folder(self) -> Path:

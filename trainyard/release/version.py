@@ -9,7 +9,7 @@ from trainyard.lineage import BaseModelFacts, DataFacts, Lineage, Timing
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.data import SourceSpec
 from trainyard.release.champion import Champion
-from trainyard.release.data import Checked, digest_sources
+from trainyard.release.data import DATA, FACTS, Checked, digest_sources
 from trainyard.release.evaluation import Evaluated
 from trainyard.release.job import Job
 from trainyard.release.training import Trained
@@ -57,7 +57,11 @@ def run(job: Job, summary: Summary, candidate: Candidate) -> Registered:
         job.home,
         origin,
         candidate.trained.folder / ADAPTER,
-        {"evaluation": candidate.evaluated.folder, "gate.json": job.folder / "gate.json"},
+        {
+            "evaluation": candidate.evaluated.folder,
+            "gate.json": job.folder / "gate.json",
+            **{f"{DATA}/{name}": candidate.checked.folder / name for name in FACTS},
+        },
         who="release",
     )
     return Registered(
