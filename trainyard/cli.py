@@ -74,21 +74,32 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key"
     )
+    parser.add_argument(
+        "--against", metavar="VERSION", help="NAME@REF, a version's folder, or a git commit"
+    )
     _add_common(parser)
     parser.set_defaults(run=_run_plan)
 
 
 def _run_plan(args: argparse.Namespace) -> int:
     from trainyard import plan
+    from trainyard.against import read_against
     from trainyard.recipe import parse_override, read_recipe
     from trainyard.release.job import Job
 
     recipe = read_recipe(args.recipe, dict(parse_override(text) for text in args.set))
-    made = plan.make(
-        Job(recipe=recipe, recipe_path=str(args.recipe), run_id="plan", home=args.home)
-    )
+    against = read_against(args.against, args.recipe, args.home) if args.against else None
+    job = Job(recipe=recipe, recipe_path=str(args.recipe), run_id="plan", home=args.home)
+    made = plan.make(job, against=against)
     _show(args, made.model_dump(mode="json"), plan.as_text(made))
     return 1 if made.problems else 0
+
+
+def _webhook(parser: argparse.ArgumentParser) -> None:
+    from trainyard.webhook.command import add_arguments, run
+
+    add_arguments(parser)
+    parser.set_defaults(run=run)
 
 
 def _schema(parser: argparse.ArgumentParser) -> None:
@@ -171,6 +182,7 @@ def _show(args: argparse.Namespace, value: dict[str, Any], text: str) -> None:
 VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "check": ("Check a data set: every bad row by file, line and reason.", _check),
     "plan": ("Say what a release would do, cost and skip, before it does it.", _plan),
+    "webhook": ("Listen to git servers: a push releases, a merge request is planned.", _webhook),
     "gate": ("Decide on saved scores: PASS, FAIL, INCONCLUSIVE or INVALID.", _gate),
     "schema": ("Print the JSON Schema of a recipe, for editors.", _schema),
     "status": ("Show runs, versions, aliases and what is served.", _status),

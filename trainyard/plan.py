@@ -2,13 +2,14 @@
 
 from typing import Literal
 
-from trainyard import lineage, needs, registration
+from trainyard import changes, lineage, needs, registration
 from trainyard.errors import TrainyardError, Unavailable
 from trainyard.evaluation.run import planned
 from trainyard.gate import Rules
 from trainyard.gate.foresight import foresee
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
+from trainyard.recipe.register import FolderArchive, MlflowRegistry
 from trainyard.release import data, engine, evaluation, training
 from trainyard.release.champion import Champion, find_champion, rival_of
 from trainyard.release.data import Checked
@@ -52,6 +53,8 @@ class Plan(Frozen):
     problems: list[str]
     """What can never work: a release with these does not start."""
     notes: list[str]
+    changes: list[str] = []
+    """Keys that differ from the recipe it is compared with, in words."""
 
     @property
     def skipped(self) -> bool:
@@ -68,15 +71,20 @@ class Plan(Frozen):
         return "; ".join(parts)
 
 
-def make(job: Job) -> Plan:
-    """Raises InputError when nothing can be planned; what is impossible is in `problems`."""
+def make(job: Job, *, against: Recipe | None = None, offline: bool = False) -> Plan:
+    """Say what would be done; what is impossible is in `problems`.
+
+    `against` is a recipe to compare with. `offline` looks at nothing but files: at no registry,
+    archive or hub that is elsewhere, and at no working tree. Raises InputError when nothing can be
+    planned.
+    """
     notes: list[str] = []
-    champion = _champion(job, notes)
+    champion = _champion(job, notes, offline)
     gates, problems = _gates(job.recipe, champion)
     checked = _checked(job, champion)
     needed = needs.of(job.recipe, job.home, checked)
     engine.check(job.recipe)
-    dirty = registration.why_dirty(job.recipe.register, lineage.git_state())
+    tree = None if offline else registration.why_dirty(job.recipe.register, lineage.git_state())
     cost = needed.budget
     return Plan(
         recipe=job.recipe.name,
@@ -87,8 +95,9 @@ def make(job: Job) -> Plan:
         gpu_hours=round(cost.gpu_hours, 3) if cost else None,
         cost=cost.cost if cost else None,
         gates=gates,
-        problems=[*problems, *needed.problems, *([dirty] if dirty else [])],
+        problems=[*problems, *needed.problems, *([tree] if tree else [])],
         notes=[*notes, *needed.notes, *_rollout_notes(job.recipe)],
+        changes=[c.words for c in changes.between(against, job.recipe)] if against else [],
     )
 
 
@@ -104,7 +113,10 @@ def _rollout_notes(recipe: Recipe) -> list[str]:
     return notes
 
 
-def _champion(job: Job, notes: list[str]) -> Champion | None:
+def _champion(job: Job, notes: list[str], offline: bool) -> Champion | None:
+    if offline and not _is_local(job.recipe):
+        notes.append("planned as a first release: its registry or archive is elsewhere")
+        return None
     try:
         return find_champion(job.recipe, job.home)
     except TrainyardError as error:
@@ -119,6 +131,12 @@ def _checked(job: Job, champion: Champion | None) -> Checked | None:
         return data.find(job, data.previous_of(champion, job.home) if champion else None)
     except Unavailable:
         return None
+
+
+def _is_local(recipe: Recipe) -> bool:
+    registry, archive = recipe.register.registry, recipe.register.archive
+    local = isinstance(registry, MlflowRegistry) and registry.uri is None
+    return local and isinstance(archive, FolderArchive) and archive.url is None
 
 
 def _gates(recipe: Recipe, champion: Champion | None) -> tuple[list[PlanGate], list[str]]:
@@ -177,6 +195,7 @@ def as_text(plan: Plan) -> str:
         lines.append(f"  time about {plan.time_s / 60:.0f} min of training")
     if plan.cost is not None:
         lines.append(f"  cost about {plan.cost:.2f} for {plan.gpu_hours or 0:.2f} GPU-hours")
+    lines += [f"  changed {change}" for change in plan.changes]
     lines += [f"  note: {note}" for note in plan.notes]
     lines += [f"  PROBLEM: {problem}" for problem in plan.problems]
     return "\n".join(lines)
