@@ -10,6 +10,7 @@ from typing import Any
 from trainyard import files, lineage
 from trainyard.errors import NotFound, Refused
 from trainyard.lineage import Lineage
+from trainyard.recipe.register import SigningSpec
 from trainyard.version import ADAPTER, Manifest, digest_of, verify
 
 FILE = "attestation.json"
@@ -50,12 +51,12 @@ def statement(facts: Lineage, adapter: Path) -> dict[str, Any]:
 
 
 def check(
-    folder: Path, manifest_sha256: str | None = None, public_key: Path | None = None
+    folder: Path, manifest_sha256: str | None = None, sign: SigningSpec | None = None
 ) -> Manifest:
     """Prove that the version is whole, is what its statement names, and passed its gates.
 
     `manifest_sha256` is what the registry recorded: with it, no file can be exchanged for another.
-    With `public_key` it must also be signed. Raises Refused saying what does not fit.
+    With `sign` it must also be signed so. Raises Refused saying what does not fit.
     """
     manifest = verify(folder)
     if manifest_sha256 and files.digest_file(folder / "manifest.json") != manifest_sha256:
@@ -69,10 +70,10 @@ def check(
     if facts.verdict != "PASS":
         raise Refused(f"{manifest.name}@{manifest.digest[:12]}: its gates said {facts.verdict}")
     _check_statement(folder, manifest)
-    if public_key:
+    if sign:
         from trainyard import signing  # noqa: PLC0415  (seconds, and only with keys)
 
-        signing.check(folder, public_key)
+        signing.check(folder, sign)
     return manifest
 
 

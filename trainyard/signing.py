@@ -1,50 +1,88 @@
-"""Signatures by OpenSSF model signing, with a key of one's own: no network, no account.
+"""Signatures by OpenSSF model signing: with a key of one's own offline, or keyless by Sigstore.
 
 The signature covers every file of the version except itself and the manifest, which names them all.
 """
 
 import tempfile
 from pathlib import Path
+from typing import Any, assert_never
 
 from cryptography.exceptions import InvalidSignature
 from model_signing import hashing, signing, verifying
 
 from trainyard import secrets
-from trainyard.errors import InputError, Refused
-from trainyard.recipe.register import SigningSpec
+from trainyard.errors import InputError, Refused, Unavailable
+from trainyard.recipe.register import KeySigning, SigningSpec, SigstoreSigning
 from trainyard.version import MANIFEST, SIGNATURE
 
 
 def sign(folder: Path, spec: SigningSpec) -> None:
-    """Write the signature into the folder; InputError for a key that cannot be used."""
+    """Write the signature into the folder, and check it.
+
+    Raises InputError for a key or token that cannot be used, Unavailable without Sigstore.
+    """
+    match spec:
+        case KeySigning():
+            config = _by_key(spec)
+        case SigstoreSigning():
+            config = _keyless(spec)
+        case _:
+            assert_never(spec)
+    try:
+        config.set_hashing_config(_hashing()).sign(folder, folder / SIGNATURE)
+    except OSError as error:
+        raise Unavailable(f"Sigstore did not answer: {error}") from error
+    check(folder, spec)
+
+
+def _by_key(spec: KeySigning) -> Any:
     with tempfile.TemporaryDirectory() as scratch:  # 0700, and the library takes a path only
         key = Path(scratch) / "key.pem"
         key.write_text(secrets.resolve(spec.private_key) + "\n", encoding="utf-8")
         try:
-            config = signing.Config().use_elliptic_key_signer(private_key=key)
+            return signing.Config().use_elliptic_key_signer(private_key=key)
         except (ValueError, TypeError) as error:
             raise InputError(
                 f"{spec.private_key} holds no elliptic-curve key in PEM: {error}"
             ) from None
-        config.set_hashing_config(_hashing()).sign(folder, folder / SIGNATURE)
-    check(folder, Path(spec.public_key))
 
 
-def check(folder: Path, public_key: Path) -> None:
-    """Raises Refused unless the key's owner signed exactly these files."""
-    if not public_key.is_file():
-        raise InputError(f"register.sign.public_key: {public_key} does not exist")
+def _keyless(spec: SigstoreSigning) -> Any:
+    token = secrets.resolve(spec.identity_token) if spec.identity_token else None
+    return signing.Config().use_sigstore_signer(
+        oidc_issuer=spec.issuer,
+        identity_token=token,
+        use_ambient_credentials=token is None,  # a release never opens a browser
+        trust_config=Path(spec.trust_config) if spec.trust_config else None,
+    )
+
+
+def check(folder: Path, spec: SigningSpec) -> None:
+    """Raises Refused unless the one whom `spec` names signed exactly these files."""
+    signer = spec.public_key if isinstance(spec, KeySigning) else spec.identity
+    if isinstance(spec, KeySigning) and not Path(signer).is_file():
+        raise InputError(f"register.sign.public_key: {signer} does not exist")
     if not (folder / SIGNATURE).is_file():
-        raise Refused(f"{folder} is not signed, and {public_key} says that versions must be")
+        raise Refused(f"{folder} is not signed, and versions must be, by {signer}")
     try:
-        config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
+        config = _verifier(spec)
     except ValueError as error:
-        raise InputError(f"{public_key} holds no public key in PEM: {error}") from None
+        raise InputError(f"{signer} holds no public key in PEM: {error}") from None
     try:
         config.set_hashing_config(_hashing()).verify(folder, folder / SIGNATURE)
     except (ValueError, InvalidSignature) as error:
         said = " ".join(str(error).split()) or "another key signed it"
-        raise Refused(f"{folder}: its signature does not hold for {public_key}: {said}") from None
+        raise Refused(f"{folder}: its signature does not hold for {signer}: {said}") from None
+
+
+def _verifier(spec: SigningSpec) -> Any:
+    if isinstance(spec, KeySigning):
+        return verifying.Config().use_elliptic_key_verifier(public_key=Path(spec.public_key))
+    return verifying.Config().use_sigstore_verifier(
+        identity=spec.identity,
+        oidc_issuer=spec.issuer,
+        trust_config=Path(spec.trust_config) if spec.trust_config else None,
+    )
 
 
 def _hashing() -> hashing.Config:

@@ -6,7 +6,8 @@ from trainyard import attestation, files, lineage, reproduction, rollout
 from trainyard.errors import InputError, NotFound
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
-from trainyard.registry import VersionRecord, open_registry
+from trainyard.registry import VersionRecord
+from trainyard.registry.mirror import open_registries
 from trainyard.release.champion import fetch
 from trainyard.release.job import Job
 from trainyard.release.version import Registered
@@ -38,7 +39,7 @@ def verify(version: str, home: Path) -> Verified:
         manifest = attestation.check(folder)
     else:
         recipe, record, folder = _fetched(*_named(version), home)
-        manifest = attestation.check(folder, record.manifest_sha256, recipe.register.public_key)
+        manifest = attestation.check(folder, record.manifest_sha256, recipe.register.sign)
     return Verified(
         name=manifest.name,
         digest=manifest.digest,
@@ -53,7 +54,7 @@ def rollback(name: str, home: Path, *, why: str, who: str = "command line") -> R
     recipe = recipe_of(name, home)
     target = rollout.open_target(recipe.deploy, name, home)
     done = rollout.rollback(target, why)
-    registry = open_registry(recipe.register.registry, home)
+    registry = open_registries(recipe.register, home)
     digest = registry.resolve(name, done.back_to).digest
     registry.set_alias(name, "production", digest, who=who, why=why)  # `previous` stays
     return done
@@ -73,7 +74,7 @@ def to_serve(name: str, ref: str, home: Path) -> tuple[Job, Registered]:
     Raises Refused for one that was altered or did not pass its gates.
     """
     recipe, record, folder = _fetched(name, ref, home)
-    attestation.check(folder, record.manifest_sha256, recipe.register.public_key)
+    attestation.check(folder, record.manifest_sha256, recipe.register.sign)
     job = Job(recipe=recipe, recipe_path=f"{name}@{ref}", run_id=record.run_id, home=home)
     registered = Registered(
         name=name, digest=record.digest, folder=folder, url=record.url, skipped=True
@@ -89,7 +90,7 @@ def _named(version: str) -> tuple[str, str]:
 def _fetched(name: str, ref: str, home: Path) -> tuple[Recipe, VersionRecord, Path]:
     """Find a version in its recipe's registry and bring it here from the archive."""
     recipe = recipe_of(name, home)
-    record = open_registry(recipe.register.registry, home).resolve(name, ref)
+    record = open_registries(recipe.register, home).resolve(name, ref)
     return recipe, record, fetch(recipe, record, home)
 
 

@@ -1,6 +1,5 @@
 """Section `register` of a recipe: where versions are kept, named and tracked."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat
@@ -50,9 +49,9 @@ class WandbRegistry(Frozen):
     connect_timeout_s: PositiveFloat = 30
     """Seconds the server has to answer when a run opens."""
 
-    when_down: Literal["stop", "offline"] = "stop"
-    """A run whose server does not answer: `stop` ends the release; `offline` keeps its metrics on
-    disk and the next run that reaches the server sends them. Versions are registered online."""
+    when_down: Literal["offline", "skip"] = "offline"
+    """A run whose server does not answer: `offline` keeps its metrics on disk and the next run that
+    reaches the server sends them; `skip` leaves them out. Versions are registered online."""
 
 
 RegistrySpec = Annotated[MlflowRegistry | WandbRegistry, Field(discriminator="kind")]
@@ -107,8 +106,10 @@ class S3Archive(Frozen):
 ArchiveSpec = Annotated[FolderArchive | S3Archive, Field(discriminator="kind")]
 
 
-class SigningSpec(Frozen):
+class KeySigning(Frozen):
     """A key pair, as `openssl ecparam -name prime256v1 -genkey -noout` makes one."""
+
+    kind: Literal["key"] = "key"
 
     private_key: SecretRef
     """Elliptic-curve key in PEM, without a password."""
@@ -117,23 +118,73 @@ class SigningSpec(Frozen):
     """PEM file with its public half."""
 
 
+class SigstoreSigning(Frozen):
+    """Keyless: a short-lived certificate for an identity, and a public log that has it."""
+
+    kind: Literal["sigstore"]
+
+    identity: str
+    """Who must have signed: an e-mail address, or the URL of a CI workflow."""
+
+    issuer: str
+    """Who vouches for that identity, as https://token.actions.githubusercontent.com."""
+
+    identity_token: SecretRef | None = None
+    """OIDC token to sign with; absent: the one that the CI system offers."""
+
+    trust_config: str | None = None
+    """JSON file that names a Sigstore of one's own; absent: the public one."""
+
+
+SigningSpec = Annotated[KeySigning | SigstoreSigning, Field(discriminator="kind")]
+
+
+class HubSpec(Frozen):
+    """A repository of the Hugging Face hub that gets each champion's adapter and card."""
+
+    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    """`owner/name`; created when it does not exist."""
+
+    private: bool = True
+    """Whether a repository that is created is private."""
+
+    token: SecretRef = "env:HF_TOKEN"
+    """Token that may write."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] = "https://huggingface.co"
+    """Address of the hub."""
+
+
 class RegisterSpec(Frozen):
     """Where a version that passed its gates is kept and named, and where its run is tracked."""
 
     registry: RegistrySpec = MlflowRegistry()
     """The source of truth for versions and aliases, and the tracker of the run."""
 
+    mirror: RegistrySpec | None = None
+    """A second registry and tracker for people to look at. Nothing is decided by what it says; what
+    it missed while it was away, it gets with the next release."""
+
     archive: ArchiveSpec = FolderArchive()
     """Where the bytes of versions are kept."""
 
+    keep_inputs: Literal["none", "data", "all"] = "data"
+    """What the archive keeps beside a version, by digest, so that it can be made again: `data` is
+    its training files and eval sets as they were read, `all` its base model too. `none` keeps
+    digests only: for data that must not leave their place."""
+
     sign: SigningSpec | None = None
-    """With keys, every version is signed, and one without their signature is not deployed."""
+    """With it, every version is signed, and one without that signature is not deployed."""
+
+    hub: HubSpec | None = None
+    """Push each new champion to a model hub. Absent: nothing leaves for a hub."""
+
+    base_license: str | None = None
+    """Licence of the base model; absent: what its own card says."""
+
+    data_license: str | None = None
+    """Licence of the training data, for the model card."""
 
     allow_dirty: bool = False
     """Register a version whose working tree had changes that are in no commit. Its lineage then
     holds the whole difference."""
-
-    @property
-    def public_key(self) -> Path | None:
-        """What signatures are checked with; None where versions are not signed."""
-        return Path(self.sign.public_key) if self.sign else None

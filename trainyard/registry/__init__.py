@@ -8,12 +8,13 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, assert_never, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-from trainyard.errors import InputError, NotFound
+from trainyard.errors import InputError, NotFound, Refused
 from trainyard.recipe.register import MlflowRegistry, RegistrySpec, WandbRegistry
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,8 @@ class VersionRecord(BaseModel):
     scores: dict[str, float] = {}
     parent: str | None = None
     """Digest of the champion it was compared with."""
-    tracker_run: str | None = None
-    """The tracker's own id of the run that made it."""
+    tracker_runs: dict[str, str] = {}
+    """Tracker -> its own id of the run that made it, as {"mlflow": ...}."""
 
 
 class AliasMove(BaseModel):
@@ -79,6 +80,24 @@ class Registry(Protocol):
 
     def exclusive(self) -> AbstractContextManager[Any]:
         """Keep other processes from writing meanwhile, where the backend can."""
+
+    def keep(self, name: str, digest: str, why: str | None) -> None:
+        """Tag the version so that no sweep takes it; with `why` None, remove the tag."""
+
+    def kept(self, name: str) -> dict[str, str]:
+        """Return digest -> why of the versions that are tagged to be kept."""
+
+    def forget(self, name: str, digest: str) -> None:
+        """Take the version out of the registry; Refused while an alias or a tag names it."""
+
+    def follow(self, name: str) -> None:
+        """Give a mirror what it missed, where there is one."""
+
+    def check_forgettable(self, name: str, digest: str) -> None:
+        named = [alias for alias, at in self.aliases(name).items() if at == digest]
+        named += ["kept"] if digest in self.kept(name) else []
+        if named:
+            raise Refused(f"{name}@{digest[:12]} is {' and '.join(named)}, so it stays")
 
     def resolve(self, name: str, ref: str) -> VersionRecord:
         """Find a version by alias, digest or its beginning, run id, or commit or its beginning.
@@ -134,8 +153,15 @@ class Metric(NamedTuple):
     step: int
 
 
+class TrackedRun(NamedTuple):
+    id: str
+    """The tracker's own."""
+    run_id: str
+    ended: datetime
+
+
 class Tracker(Protocol):
-    """One run in the tracker's own pages."""
+    """One run in the tracker's own pages; opened again by the same name, it is the same run."""
 
     run: str
     """The tracker's own id of the run."""
@@ -203,7 +229,7 @@ def open_registry(spec: RegistrySpec, home: Path) -> Registry:
 
 
 def open_tracker(spec: RegistrySpec, home: Path, *, name: str, run_id: str) -> Tracker:
-    """Open a run named `run_id` of the model `name`; it must open, afterwards it may fail."""
+    """Open the run named `run_id` of the model `name`; it must open, afterwards it may fail."""
     _no_telemetry()
     match spec:
         case MlflowRegistry():
@@ -214,6 +240,38 @@ def open_tracker(spec: RegistrySpec, home: Path, *, name: str, run_id: str) -> T
             from trainyard.registry.wandb import WandbRun
 
             return SteadyTracker(WandbRun(spec, home, name=name, run_id=run_id))
+        case _:
+            assert_never(spec)
+
+
+def tracked_runs(spec: RegistrySpec, home: Path, name: str) -> list[TrackedRun]:
+    """Return the ended runs of the model `name` that the tracker has."""
+    _no_telemetry()
+    match spec:
+        case MlflowRegistry():
+            from trainyard.registry import mlflow
+
+            return mlflow.tracked_runs(spec, home, name)
+        case WandbRegistry():
+            from trainyard.registry import wandb
+
+            return wandb.tracked_runs(spec, home, name)
+        case _:
+            assert_never(spec)
+
+
+def delete_tracked_run(spec: RegistrySpec, home: Path, id: str) -> None:
+    """Delete a run and its files from the tracker; one that is gone already is no error."""
+    _no_telemetry()
+    match spec:
+        case MlflowRegistry():
+            from trainyard.registry import mlflow
+
+            mlflow.delete_tracked_run(spec, home, id)
+        case WandbRegistry():
+            from trainyard.registry import wandb
+
+            wandb.delete_tracked_run(spec, home, id)
         case _:
             assert_never(spec)
 

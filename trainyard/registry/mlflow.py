@@ -6,6 +6,7 @@ A version is a model version with our record as a tag; each move of an alias is 
 import json
 import os
 import secrets as random
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,11 +25,21 @@ from sqlalchemy.exc import SQLAlchemyError
 from trainyard import secrets
 from trainyard.errors import InputError, NotFound, Unavailable
 from trainyard.recipe.register import MlflowRegistry
-from trainyard.registry import ALIASES, Alias, AliasMove, Metric, Registry, VersionRecord
+from trainyard.registry import (
+    ALIASES,
+    Alias,
+    AliasMove,
+    Metric,
+    Registry,
+    TrackedRun,
+    VersionRecord,
+)
 from trainyard.version import key
 
 _RECORD = "trainyard.record"
 _MOVE = "trainyard.move."
+_KEEP = "trainyard.keep"
+_RUN = "trainyard.run_id"
 _BATCH = 1000
 _PAGE = 1000
 
@@ -51,7 +62,7 @@ class Mlflow(Registry):
             self.client.create_model_version(
                 record.name,
                 source=_source(record),
-                run_id=record.tracker_run,
+                run_id=record.tracker_runs.get("mlflow"),
                 tags={
                     "digest": record.digest,
                     "run_id": record.run_id,
@@ -78,11 +89,7 @@ class Mlflow(Registry):
 
     def set_alias(self, name: str, alias: Alias, digest: str, *, who: str, why: str) -> None:
         with self.exclusive(), _explained(self.where):
-            numbers = {record.digest: n for n, record in reversed(self._numbered(name))}
-            if digest not in numbers:
-                raise NotFound(
-                    f"{name} has no version {digest[:12]}, so {alias} cannot be moved to it"
-                )
+            number = self._number(name, digest)
             former = self.aliases(name).get(alias)
             if former == digest:
                 return
@@ -91,7 +98,7 @@ class Mlflow(Registry):
             # the reason first: a move is never without one
             tag = f"{_MOVE}{time.time_ns():020d}.{random.token_hex(2)}"
             self.client.set_registered_model_tag(name, tag, move.model_dump_json())
-            self.client.set_registered_model_alias(name, alias, str(numbers[digest]))
+            self.client.set_registered_model_alias(name, alias, number)
 
     def history(self, name: str) -> list[AliasMove]:
         model = self._model(name)
@@ -100,6 +107,35 @@ class Mlflow(Registry):
 
     def exclusive(self) -> AbstractContextManager[Any]:
         return self.lock or nullcontext()
+
+    def keep(self, name: str, digest: str, why: str | None) -> None:
+        with self.exclusive(), _explained(self.where):
+            number = self._number(name, digest)
+            if why is None:
+                self.client.delete_model_version_tag(name, number, _KEEP)
+            else:
+                self.client.set_model_version_tag(name, number, _KEEP, why)
+
+    def kept(self, name: str) -> dict[str, str]:
+        return {
+            VersionRecord.model_validate_json(version.tags[_RECORD]).digest: version.tags[_KEEP]
+            for version in self._ours(name)
+            if _KEEP in version.tags
+        }
+
+    def forget(self, name: str, digest: str) -> None:
+        with self.exclusive(), _explained(self.where):
+            self.check_forgettable(name, digest)
+            for number, record in self._numbered(name):
+                if record.digest == digest:
+                    self.client.delete_model_version(name, str(number))
+
+    def _number(self, name: str, digest: str) -> str:
+        """Return the number of the version that counts; NotFound without one."""
+        for number, record in self._numbered(name):
+            if record.digest == digest:
+                return str(number)
+        raise NotFound(f"{name} has no version {digest[:12]}")
 
     def _model(self, name: str) -> Any:
         with _explained(self.where):
@@ -111,20 +147,23 @@ class Mlflow(Registry):
                 raise
 
     def _numbered(self, name: str) -> list[tuple[int, VersionRecord]]:
+        found = [
+            (int(version.version), VersionRecord.model_validate_json(version.tags[_RECORD]))
+            for version in self._ours(name)
+        ]
+        return sorted(found, key=lambda numbered: numbered[0])
+
+    def _ours(self, name: str) -> list[Any]:
         with _explained(self.where):
             token, found = None, []
             while True:
                 page = self.client.search_model_versions(
                     f"name='{name}'", max_results=_PAGE, page_token=token
                 )
-                found += [
-                    (int(version.version), VersionRecord.model_validate_json(version.tags[_RECORD]))
-                    for version in page
-                    if _RECORD in version.tags
-                ]
+                found += [version for version in page if _RECORD in version.tags]
                 token = page.token
                 if not token:
-                    return sorted(found, key=lambda numbered: numbered[0])
+                    return found
 
 
 class MlflowRun:
@@ -135,7 +174,10 @@ class MlflowRun:
         self.client = _open(spec, home)
         with _explained(self.where):
             experiment = self._experiment(spec, home, spec.experiment or name)
-            self.run = self.client.create_run(experiment, run_name=run_id).info.run_id
+            found = self.client.search_runs([experiment], f"tags.`{_RUN}` = '{run_id}'")
+            tags = {_RUN: run_id}
+            run = found[0] if found else self.client.create_run(experiment, None, tags, run_id)
+            self.run = run.info.run_id
         self.url = None
         if spec.uri and spec.uri.startswith("http"):
             self.url = f"{spec.uri.rstrip('/')}/#/experiments/{experiment}/runs/{self.run}"
@@ -176,6 +218,38 @@ class MlflowRun:
                 if error.error_code == "RESOURCE_ALREADY_EXISTS" and found:
                     return str(found.experiment_id)
                 raise
+
+
+def tracked_runs(spec: MlflowRegistry, home: Path, name: str) -> list[TrackedRun]:
+    client = _open(spec, home)
+    with _explained(spec.uri or "mlflow.db"):
+        experiment = client.get_experiment_by_name(spec.experiment or name)
+        token, found = None, []
+        while experiment:
+            page = client.search_runs([experiment.experiment_id], page_token=token)
+            found += [
+                TrackedRun(
+                    run.info.run_id,
+                    run.data.tags[_RUN],
+                    datetime.fromtimestamp(run.info.end_time / 1000, UTC),
+                )
+                for run in page
+                if _RUN in run.data.tags and run.info.end_time
+            ]
+            token = page.token
+            if not token:
+                break
+        return found
+
+
+def delete_tracked_run(spec: MlflowRegistry, home: Path, id: str) -> None:
+    """MLflow keeps the row of a deleted run until `mlflow gc`; its files on this disk go now."""
+    client = _open(spec, home)
+    with _explained(spec.uri or "mlflow.db"):
+        place = Path(client.get_run(id).info.artifact_uri.removeprefix("file://"))
+        client.delete_run(id)
+    if place.is_relative_to((home / "mlflow").absolute()):
+        shutil.rmtree(place.parent, ignore_errors=True)
 
 
 def _open(spec: MlflowRegistry, home: Path) -> MlflowClient:

@@ -22,14 +22,27 @@ from wandb.errors import AuthenticationError, CommError, UsageError
 from trainyard import files, process, secrets
 from trainyard.errors import InputError, NotFound, Unavailable
 from trainyard.recipe.register import WandbRegistry
-from trainyard.registry import ALIASES, Alias, AliasMove, Metric, Registry, VersionRecord
+from trainyard.registry import (
+    ALIASES,
+    Alias,
+    AliasMove,
+    Metric,
+    Registry,
+    TrackedRun,
+    VersionRecord,
+)
 
 logger = logging.getLogger(__name__)
 
 _RECORD, _MOVES = "trainyard", "trainyard_moves"
 _TYPE = "model"
+_KEEP = "trainyard_keep"
 _STEP = "trainyard/step"
+_LONGEST_ID = 64
 _OPEN = "trainyard-open.json"
+
+
+Mode = Literal["online", "offline"]
 
 
 class Wandb(Registry):
@@ -38,11 +51,7 @@ class Wandb(Registry):
         self.home = home
         _environment(spec, home)
         with _explained(spec):
-            self.api = wandb.Api(
-                overrides={"base_url": spec.base_url, "entity": spec.entity},
-                timeout=round(spec.connect_timeout_s),
-                api_key=secrets.resolve(spec.api_key),
-            )
+            self.api = _api(spec)
 
     def register(self, record: VersionRecord, folder: Path) -> None:
         if any(known.digest == record.digest for known in self.versions(record.name)):
@@ -103,6 +112,37 @@ class Wandb(Registry):
     def exclusive(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
+    def keep(self, name: str, digest: str, why: str | None) -> None:
+        found = self._artifact(name, digest)
+        with _explained(self.spec):
+            if why is None:
+                found.metadata.pop(_KEEP, None)
+            else:
+                found.metadata[_KEEP] = why
+            found.save()
+
+    def kept(self, name: str) -> dict[str, str]:
+        return {
+            artifact.metadata[_RECORD]["digest"]: artifact.metadata[_KEEP]
+            for artifact in self._artifacts(name)
+            if _KEEP in artifact.metadata
+        }
+
+    def forget(self, name: str, digest: str) -> None:
+        self.check_forgettable(name, digest)
+        found = self._artifact(name, digest)
+        with _explained(self.spec):
+            source = found.source_artifact
+            found.unlink()
+            source.delete(delete_aliases=True)
+
+    def _artifact(self, name: str, digest: str) -> Any:
+        """Return the artifact of the version; NotFound without one."""
+        for artifact in self._artifacts(name):
+            if artifact.metadata[_RECORD]["digest"] == digest:
+                return artifact
+        raise NotFound(f"{name} has no version {digest[:12]}")
+
     def _collection(self, name: str) -> str:
         return f"wandb-registry-{self.spec.registry}/{name}"
 
@@ -125,15 +165,19 @@ class WandbRun:
     def __init__(self, spec: WandbRegistry, home: Path, *, name: str, run_id: str) -> None:
         self.spec = spec
         _environment(spec, home)
+
+        def start(mode: Mode) -> Any:
+            return _start(spec, home, name=run_id, group=name, job="release", mode=mode)
+
         try:
             with _explained(spec):
-                self._run = _start(spec, home, name=run_id, group=name, job="release")
+                self._run = start("online")
             sync_offline_runs(spec, home)
         except Unavailable as error:
-            if spec.when_down == "stop":
+            if spec.when_down == "skip":
                 raise
             logger.warning("%s; this run is kept offline and sent later", error)
-            self._run = _start(spec, home, name=run_id, group=name, job="release", mode="offline")
+            self._run = start("offline")
         self.folder = Path(self._run.dir).parent
         files.write_json(self.folder / _OPEN, process.record(os.getpid()).model_dump())
         self._run.define_metric("*", step_metric=_STEP)
@@ -155,7 +199,7 @@ class WandbRun:
         self._run.log({name: table})
 
     def log_file(self, path: Path) -> None:
-        if path.suffix == ".html":
+        if path.suffix in {".html", ".svg"}:
             self._run.log({path.stem: wandb.Html(path.read_text(encoding="utf-8"), inject=False)})
         else:
             self._run.save(str(path), base_path=str(path.parent), policy="now")
@@ -163,6 +207,36 @@ class WandbRun:
     def close(self, *, failed: bool = False) -> None:
         self._run.finish(exit_code=1 if failed else 0)
         (self.folder / _OPEN).unlink(missing_ok=True)
+
+
+def tracker_id(run_id: str) -> str:
+    """W&B lets the client choose a run's id, so that it is known before the server is asked."""
+    return run_id[-_LONGEST_ID:].lstrip("-")
+
+
+def tracked_runs(spec: WandbRegistry, home: Path, name: str) -> list[TrackedRun]:
+    _environment(spec, home)
+    with _explained(spec):
+        found = _api(spec).runs(f"{spec.entity}/{spec.project}", filters={"group": name})
+        return [
+            TrackedRun(run.id, run.name, datetime.fromisoformat(run.heartbeat_at))
+            for run in found
+            if run.state != "running"
+        ]
+
+
+def delete_tracked_run(spec: WandbRegistry, home: Path, id: str) -> None:
+    _environment(spec, home)
+    with _explained(spec):
+        _api(spec).run(f"{spec.entity}/{spec.project}/{id}").delete()
+
+
+def _api(spec: WandbRegistry) -> Any:
+    return wandb.Api(
+        overrides={"base_url": spec.base_url, "entity": spec.entity},
+        timeout=round(spec.connect_timeout_s),
+        api_key=secrets.resolve(spec.api_key),
+    )
 
 
 def sync_offline_runs(spec: WandbRegistry, home: Path) -> list[Path]:
@@ -199,7 +273,7 @@ def _start(
     name: str,
     group: str,
     job: str,
-    mode: Literal["online", "offline"] = "online",
+    mode: Mode = "online",
 ) -> Any:
     settings = wandb.Settings(
         base_url=spec.base_url,
@@ -220,6 +294,7 @@ def _start(
         group=group,
         job_type=job,
         mode=mode,
+        **({"id": tracker_id(name), "resume": "allow"} if job == "release" else {}),
         reinit="create_new",
         settings=settings,
     )

@@ -39,7 +39,7 @@ def find_champion(recipe: Recipe, home: Path) -> Champion | None:
     spec = recipe.register.registry
     if isinstance(spec, MlflowRegistry) and spec.uri is None and not (home / "mlflow.db").exists():
         return None  # opening it would make it: seconds, and a file that a plan must not leave
-    registry = open_registry(spec, home)
+    registry = open_registry(spec, home)  # a mirror decides nothing
     try:
         record = registry.resolve(recipe.name, "production")
     except NotFound:

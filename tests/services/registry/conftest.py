@@ -14,7 +14,7 @@ from tests.services.registry.wandb_loopback import serve
 from tests.services.registry.wandb_state import TEAM, State
 from trainyard import registry, version
 from trainyard.process import free_port
-from trainyard.recipe.register import MlflowRegistry, SigningSpec, WandbRegistry
+from trainyard.recipe.register import MlflowRegistry, KeySigning, WandbRegistry
 from trainyard.registry import Registry, VersionRecord
 
 
@@ -120,10 +120,10 @@ def release(tmp_path: Path) -> Release:
     return make
 
 
-def key_pair(folder: Path, name: str) -> SigningSpec:
+def key_pair(folder: Path, name: str) -> KeySigning:
     private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
     curve = ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private)]
     subprocess.run(curve, check=True, capture_output=True)
     half = ["openssl", "ec", "-in", str(private), "-pubout", "-out", str(public)]
     subprocess.run(half, check=True, capture_output=True)
-    return SigningSpec(private_key=f"file:{private}", public_key=str(public))
+    return KeySigning(private_key=f"file:{private}", public_key=str(public))

@@ -166,13 +166,11 @@ def test_with_keys_a_version_is_published_signed_and_checked_by_key(
     pytest.importorskip("model_signing", reason="the extra `sign` is not installed")
     keys = key_pair(tmp_path, "team")
     made = publish(home, candidate, SPEC.model_copy(update={"sign": keys}))
-    checked = attestation.check(
-        made.folder, made.record.manifest_sha256, public_key=Path(keys.public_key)
-    )
+    checked = attestation.check(made.folder, made.record.manifest_sha256, sign=keys)
     assert version.SIGNATURE in checked.files
     other = key_pair(tmp_path, "other")
     with pytest.raises(Refused, match="does not hold"):
-        attestation.check(made.folder, public_key=Path(other.public_key))
+        attestation.check(made.folder, sign=other)
 
 
 PUBLISH = """

@@ -10,19 +10,19 @@ pytest.importorskip("model_signing", reason="the extra `sign` is not installed")
 from tests.services.registry.conftest import key_pair
 from trainyard import signing, version
 from trainyard.errors import InputError, Refused
-from trainyard.recipe.register import SigningSpec
+from trainyard.recipe.register import KeySigning
 
 # the attestation's protobuf classes warn about their own builder
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> SigningSpec:
+def keys(tmp_path: Path) -> KeySigning:
     return key_pair(tmp_path, "team")
 
 
 @pytest.fixture
-def signed(tmp_path: Path, keys: SigningSpec) -> version.Version:
+def signed(tmp_path: Path, keys: KeySigning) -> version.Version:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_model.safetensors").write_bytes(os.urandom(100_000))
@@ -34,46 +34,48 @@ def signed(tmp_path: Path, keys: SigningSpec) -> version.Version:
 
 
 def test_a_signed_version_verifies_whole_and_by_key(
-    signed: version.Version, keys: SigningSpec
+    signed: version.Version, keys: KeySigning
 ) -> None:
     assert version.SIGNATURE in version.verify(signed.folder).files
-    signing.check(signed.folder, Path(keys.public_key))
+    signing.check(signed.folder, keys)
 
 
 def test_another_key_does_not_verify(signed: version.Version, tmp_path: Path) -> None:
     other = key_pair(tmp_path, "other")
     with pytest.raises(Refused, match="does not hold"):
-        signing.check(signed.folder, Path(other.public_key))
+        signing.check(signed.folder, other)
 
 
 @pytest.mark.parametrize("place", ["lineage.json", "adapter/adapter_model.safetensors"])
 def test_a_resealed_change_is_found_and_named(
-    signed: version.Version, keys: SigningSpec, place: str
+    signed: version.Version, keys: KeySigning, place: str
 ) -> None:
     (signed.folder / place).unlink()
     (signed.folder / place).write_bytes(b"[]")
     version.seal(signed.folder, signed.name, signed.digest)
     with pytest.raises(Refused, match=place):
-        signing.check(signed.folder, Path(keys.public_key))
+        signing.check(signed.folder, keys)
 
 
-def test_an_added_file_is_found(signed: version.Version, keys: SigningSpec) -> None:
+def test_an_added_file_is_found(signed: version.Version, keys: KeySigning) -> None:
     (signed.folder / "adapter" / "run_me.py").write_text("import os")
     with pytest.raises(Refused, match=r"adapter/run_me\.py"):
-        signing.check(signed.folder, Path(keys.public_key))
+        signing.check(signed.folder, keys)
 
 
-def test_an_unsigned_version_is_refused(signed: version.Version, keys: SigningSpec) -> None:
+def test_an_unsigned_version_is_refused(signed: version.Version, keys: KeySigning) -> None:
     (signed.folder / version.SIGNATURE).unlink()
     with pytest.raises(Refused, match="is not signed"):
-        signing.check(signed.folder, Path(keys.public_key))
+        signing.check(signed.folder, keys)
 
 
-def test_what_is_no_key_is_named_without_being_shown(tmp_path: Path, keys: SigningSpec) -> None:
+def test_what_is_no_key_is_named_without_being_shown(tmp_path: Path, keys: KeySigning) -> None:
     (tmp_path / "bad.pem").write_text("hunter2hunter2")
     bad = keys.model_copy(update={"private_key": f"file:{tmp_path / 'bad.pem'}"})
     with pytest.raises(InputError, match=r"bad\.pem holds no elliptic-curve key") as caught:
         signing.sign(tmp_path, bad)
     assert "hunter2" not in str(caught.value)
     with pytest.raises(InputError, match=r"nowhere\.pem does not exist"):
-        signing.check(tmp_path, tmp_path / "nowhere.pem")
+        signing.check(
+            tmp_path, keys.model_copy(update={"public_key": str(tmp_path / "nowhere.pem")})
+        )
