@@ -150,7 +150,7 @@ def _gates(recipe: Recipe, champion: Champion | None) -> tuple[list[PlanGate], l
     gates = [
         PlanGate(
             id=g.id, n=g.n, min_detectable=g.min_detectable, can_pass=g.can_pass, most=g.most
-        )  # fmt: skip
+        )
         for g in found
     ]
     blocking = {gate.id for gate in recipe.gates if gate.severity == "block"}

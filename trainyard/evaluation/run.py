@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from trainyard.errors import InputError
-from trainyard.evaluation import documents, pairwise, safety, task
+from trainyard.evaluation import documents, pairwise, rubric, safety, task
 from trainyard.evaluation.asking import Answers, Arm, Question, ask
 from trainyard.evaluation.metrics import signatures
 from trainyard.evaluation.samples import Item
-from trainyard.evaluation.scores import ARMS, Score, write_rows
+from trainyard.evaluation.scores import ARMS, Judgement, Score, write_rows
 from trainyard.files import write_json
 from trainyard.gate.foresight import Planned
 from trainyard.recipe.evaluate import (
     EvaluateSpec,
     PairwiseSuite,
     PerplexitySuite,
+    RubricSuite,
     SafetySuite,
     Suite,
     TaskSuite,
@@ -30,6 +31,7 @@ __all__ = ["Arm", "evaluate", "planned"]
 
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
+Messages = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +83,33 @@ def evaluate(
             scores += safety.scores(one.suite, one.items, one.arms, rows, spec, verdicts)
     answers.keep(row for row in rows.values() if "error" not in row)
     facts = _facts(spec, arms, prepared)
-    suites = [one for one in prepared if isinstance(one.suite, PairwiseSuite)]
-    if suites:
-        cache = judge_cache or out / "judge-cache"
-        day = today or datetime.now(UTC).date()
-        judgements, facts["judges"] = pairwise.judge_all(
-            [(one.suite, one.items) for one in suites if isinstance(one.suite, PairwiseSuite)],
-            rows,
-            spec,
-            cache,
-            day,
-        )
+    judgements, judges = _judge(
+        spec,
+        prepared,
+        rows,
+        judge_cache or out / "judge-cache",
+        today or datetime.now(UTC).date(),
+    )
+    if judges or judgements:
+        facts["judges"] = judges
         write_rows(out / "judgements.jsonl", judgements)
     write_json(out / "evaluation.json", facts)
     write_rows(out / "scores.jsonl", scores)
+
+
+def _judge(
+    spec: EvaluateSpec,
+    prepared: Sequence[_Prepared],
+    rows: Mapping[tuple[str, str, str], Row],
+    cache: Path,
+    today: date,
+) -> tuple[list[Judgement], dict[str, Any]]:
+    """What judges say of pairs and of answers alone, and the facts about them by suite."""
+    duels = [(p.suite, p.items) for p in prepared if isinstance(p.suite, PairwiseSuite)]
+    alone = [(p.suite, p.items) for p in prepared if isinstance(p.suite, RubricSuite)]
+    compared, about_pairs = pairwise.judge_all(duels, rows, spec, cache, today)
+    graded, about_grades = rubric.grade_all(alone, rows, spec, cache, today)
+    return [*compared, *graded], about_pairs | about_grades
 
 
 def planned(spec: EvaluateSpec) -> dict[str, Planned]:
@@ -102,8 +117,25 @@ def planned(spec: EvaluateSpec) -> dict[str, Planned]:
     plans = {}
     for suite in spec.suites:
         clusters = {item.cluster if item.cluster is not None else item.id for item in _items(suite)}
-        plans[suite.name] = Planned(len(clusters), _metrics(suite))
+        plans[suite.name] = Planned(len(clusters), _metrics(suite), _most(suite))
     return plans
+
+
+def probes(spec: EvaluateSpec) -> list[Messages]:
+    """Questions for the parity check, drawn evenly from the chat suites, the same every time."""
+    asked = [item.messages for suite in spec.suites for item in _items(suite) if item.messages]
+    if not asked:
+        asked = [({"role": "user", "content": "hello"},)]
+    count = min(spec.parity.probes, len(asked))
+    return [asked[i * len(asked) // count] for i in range(count)]
+
+
+def _most(suite: Suite) -> int | None:
+    """Independent items when all further looks are taken; None without any."""
+    if not suite.more:
+        return None
+    items = _items(suite.model_copy(update={"limit": suite.more[-1]}))
+    return len({item.cluster if item.cluster is not None else item.id for item in items})
 
 
 def _ask_all(
@@ -154,6 +186,8 @@ def _metrics(suite: Suite) -> tuple[str, ...]:
             return documents.METRICS
         case PairwiseSuite():
             return pairwise.METRICS
+        case RubricSuite():
+            return rubric.METRICS
         case SafetySuite():
             return (suite.measure,)
         case _:
@@ -170,6 +204,8 @@ def _prepare(suite: Suite, arms: Mapping[str, Arm], trusted: bool) -> _Prepared:
             log.warning("suite %s: %s", suite.name, problem)
     if isinstance(suite, PairwiseSuite):
         asked = pairwise.asked_arms(suite, asked)
+    if isinstance(suite, RubricSuite):
+        asked = ["candidate"]
     return _Prepared(suite, items, failures, asked)
 
 
@@ -181,6 +217,8 @@ def _items(suite: Suite) -> list[Item]:
             return documents.items(suite)
         case PairwiseSuite():
             return pairwise.items(suite)
+        case RubricSuite():
+            return rubric.items(suite)
         case SafetySuite():
             return safety.items(suite)
         case _:
@@ -195,6 +233,8 @@ def _question(suite: Suite, item: Item, arm: str, seed: int) -> Question:
             return documents.question(suite, item, arm, seed)
         case PairwiseSuite():
             return pairwise.question(suite, item, arm, seed)
+        case RubricSuite():
+            return rubric.question(suite, item, arm, seed)
         case SafetySuite():
             return safety.question(suite, item, arm, seed)
         case _:
@@ -207,7 +247,7 @@ def _scores(one: _Prepared, item: Item, answer: Mapping[str, Any], trusted: bool
             return task.scores(one.suite, item, answer, one.failures, trusted)
         case PerplexitySuite():
             return documents.scores(one.suite, item, answer)
-        case PairwiseSuite() | SafetySuite():
+        case PairwiseSuite() | RubricSuite() | SafetySuite():
             return []
         case _:
             assert_never(one.suite)

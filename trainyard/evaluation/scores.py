@@ -57,7 +57,8 @@ _DEFAULTS = {
 class Judgement:
     """One call of one juror: which of two answers is better, shown in one order.
 
-    In order AB the candidate's answer is A, in order BA it is B.
+    In order AB the candidate's answer is A, in order BA it is B. In order `single` the candidate's
+    answer is graded alone: its verdict is `graded` or `invalid`.
     """
 
     id: str
@@ -74,6 +75,8 @@ class Judgement:
     """Why the verdict is invalid, or why it was given without asking."""
     answers: str | None = None
     """Digest of the answers that a person compared."""
+    grade: float | None = None
+    """Of an answer graded alone, in [0, 1]."""
 
     def as_row(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value not in (None, "")}
@@ -142,14 +145,18 @@ def _score(row: Mapping[str, Any], where: str) -> Score:
 
 
 def _judgement(row: Mapping[str, Any], where: str) -> Judgement:
-    if row.get("order") not in ("AB", "BA"):
-        raise InputError(f"{where} has order {row.get('order')!r}; it must be AB or BA")
-    verdict = row.get("verdict")
+    order, verdict = row.get("order"), row.get("verdict")
+    if order not in ("AB", "BA", "single"):
+        raise InputError(f"{where} has order {order!r}; it must be AB, BA or single")
+    grade = row.get("grade")
+    if order == "single" and (not isinstance(grade, (int, float)) or not 0 <= grade <= 1):
+        grade, verdict = None, "invalid"
+    known = ("graded",) if order == "single" else ("A", "B", "tie")
     return Judgement(
         id=_name(row, "id", where),
         juror=str(row.get("juror", "")),
-        order=row["order"],
-        verdict=verdict if verdict in ("A", "B", "tie") else "invalid",
+        order=order,
+        verdict=str(verdict) if verdict in known else "invalid",
         suite=str(row.get("suite", "")),
         opponent=str(row.get("opponent", "")),
         cluster=_text(row.get("cluster")),
@@ -158,6 +165,7 @@ def _judgement(row: Mapping[str, Any], where: str) -> Judgement:
         calibrated=row.get("calibrated") if isinstance(row.get("calibrated"), bool) else None,
         note=_text(row.get("note")),
         answers=_text(row.get("answers")),
+        grade=None if grade is None or verdict not in known else float(grade),
     )
 
 

@@ -18,6 +18,9 @@ from trainyard.recipe.gates import GateSpec
 POOLED = frozenset({"harmful", "refused"})
 """Rates over prompts of any suite: their suites are counted together."""
 
+RARE_EVENTS = frozenset({"harmful_rate", "human_issue_rate"})
+"""Rates whose bound is always Clopper and Pearson's."""
+
 PERCENTILE = re.compile(r"p(?P<percent>\d{1,2}(?:\.\d+)?)_latency_ms")
 
 
@@ -28,7 +31,8 @@ def decide_absolute(gate: GateSpec, table: Table, rules: Rules) -> GateResult:
     samples = [candidate_sample(gate, table, rules, suite) for suite in suites]
     if name in POOLED and len(samples) > 1:
         samples = [_pooled(samples)]
-    results = [_decide(gate, name, one, rules) for one in samples]
+    alpha = rules.alpha_of(gate, suites)
+    results = [_decide(gate, name, one, alpha, rules.seed) for one in samples]
     if len(results) == 1:
         return results[0]
     verdict = worst([one.verdict for one in results])
@@ -55,16 +59,15 @@ def candidate_sample(gate: GateSpec, table: Table, rules: Rules, suite: str) -> 
     return sample(rows, table.metric_of(gate), rules.max_invalid, arm="candidate")
 
 
-def _decide(gate: GateSpec, name: str, one: Sample, rules: Rules) -> GateResult:
-    alpha = rules.alpha / gate.best_of
-    bound = measure(gate, name, one, alpha, rules.seed)
+def _decide(gate: GateSpec, name: str, one: Sample, alpha: float, seed: int) -> GateResult:
+    bound = measure(gate, name, one, alpha, seed)
     quantity = f"{gate.metric} on suite {one.suite}"
     found = result(gate, bound, alpha=alpha, quantity=quantity)
     return found.model_copy(
         update={
             "suite": one.suite,
             "invalid": one.invalid,
-            "seed": rules.seed,
+            "seed": seed,
             "digest": evidence_digest(one),
         }
     )
@@ -81,6 +84,9 @@ def measure(gate: GateSpec, name: str, one: Sample, alpha: float, seed: int) -> 
         return _corpus(one, *statistics, alpha, seeds)
     if name == "perplexity":
         return _perplexity(gate, one, alpha, seeds)
+    if gate.metric == "human_win_rate" and one.clusters is None:
+        op, value = gate.limit
+        return bounds.share_mean(one.values, alpha, op=op, value=value)
     if one.is_binary and gate.interval in ("auto", "wilson", "clopper_pearson"):
         return _rate(gate, one, alpha)
     return _mean(gate, one, alpha, seeds)
@@ -95,7 +101,7 @@ def _rate(gate: GateSpec, one: Sample, alpha: float) -> Bound:
                 "leave interval out",
             )
         return bounds.clustered_binomial(one.values, one.clusters, alpha)
-    interval = "clopper_pearson" if gate.metric == "harmful_rate" else gate.interval
+    interval = "clopper_pearson" if gate.metric in RARE_EVENTS else gate.interval
     k = int(one.values.sum())
     op, value = gate.limit
     return bounds.binomial(k, len(one.values), alpha, op=op, value=value, interval=interval)

@@ -1,13 +1,16 @@
 """Scores in, one decision out: pure, without clock, network or files."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from trainyard.evaluation.scores import Judgement, Score
 from trainyard.gate.absolute import decide_absolute
 from trainyard.gate.evidence import Table, Unusable
 from trainyard.gate.judged import decide_judged
 from trainyard.gate.paired import decide_paired
-from trainyard.gate.records import Decision, GateResult, Rules, Verdict, worst
+from trainyard.gate.parity import decide_parity
+from trainyard.gate.records import Decision, GateResult, Look, Rules, Verdict, worst
+from trainyard.parity.record import Parity
 from trainyard.recipe.gates import GateSpec
 
 MANY_ATTEMPTS = 5
@@ -18,6 +21,7 @@ def decide(
     scores: Iterable[Score],
     judgements: Iterable[Judgement] = (),
     rules: Rules | None = None,
+    parity: Parity | None = None,
 ) -> Decision:
     """The verdict of every gate and of all blocking gates together.
 
@@ -27,7 +31,10 @@ def decide(
     rules = rules or Rules()
     table = Table.of(scores)
     judged = list(judgements)
-    results = tuple(_decide(gate, table, judged, rules) for gate in spec)
+    results = tuple(
+        decide_parity(gate, parity) if gate.is_parity else _decide(gate, table, judged, rules)
+        for gate in spec
+    )
     blocking = [one for one in results if one.severity == "block"]
     verdict = worst([one.verdict for one in blocking])
     stopped = [one for one in blocking if one.verdict is not Verdict.PASS]
@@ -42,9 +49,46 @@ def decide(
         gates=results,
         reason=reason,
         warnings=_warnings(results, rules),
+        looks=(_look(verdict, table, judged, stopped),),
         alpha=rules.alpha,
         seed=rules.seed,
     )
+
+
+def decide_best_of(
+    spec: Sequence[GateSpec],
+    candidates: Mapping[str, tuple[Iterable[Score], Iterable[Judgement]]],
+    rules: Rules | None = None,
+) -> dict[str, Decision]:
+    """Decide on candidates that compete on the same items: which of them are proven.
+
+    Holm 1979 (Scand J Stat 6:65): all k are tested at alpha / k; while some pass, the others are
+    tested at alpha over the number that is left. The chance that any candidate that should not
+    pass does is at most alpha. Each release is one test: all of its gates must pass.
+    """
+    rules = rules or Rules()
+    rows = {name: (list(scores), list(judged)) for name, (scores, judged) in candidates.items()}
+    found: dict[str, Decision] = {}
+    left = list(rows)
+    while left:
+        level = replace(rules, alpha=rules.alpha / len(left))
+        found |= {name: decide(spec, *rows[name], level) for name in left}
+        still = [name for name in left if found[name].verdict is not Verdict.PASS]
+        if len(still) == len(left):
+            break
+        left = still
+    return {name: found[name] for name in rows}
+
+
+def _look(
+    verdict: Verdict, table: Table, judgements: Sequence[Judgement], stopped: Sequence[GateResult]
+) -> Look:
+    judged: dict[str, set[str]] = {}
+    for row in judgements:
+        judged.setdefault(row.suite, set()).add(row.id)
+    items = table.items() | {suite: len(ids) for suite, ids in judged.items()}
+    undecided = [one.id for one in stopped if one.verdict is Verdict.INCONCLUSIVE]
+    return Look(verdict=verdict, items=items, undecided=tuple(undecided))
 
 
 def _decide(
@@ -52,6 +96,8 @@ def _decide(
 ) -> GateResult:
     if "champion" in (gate.compare, gate.opponent) and not rules.has_champion:
         return _left_out(gate, rules)
+    if gate.is_human and not table.rows.get(table.metric_of(gate), {}).get(gate.suite or ""):
+        return _pending(gate, rules)
     try:
         if gate.is_judged:
             return decide_judged(gate, judgements, rules)
@@ -70,6 +116,11 @@ def _left_out(gate: GateSpec, rules: Rules) -> GateResult:
     return found.model_copy(update={"severity": "warn"})
 
 
+def _pending(gate: GateSpec, rules: Rules) -> GateResult:
+    reason = f"{gate.sample} answers of suite {gate.suite} wait for people"
+    return _without_numbers(gate, rules, Verdict.PENDING_HUMAN, reason, "answer the form")
+
+
 def _without_numbers(
     gate: GateSpec, rules: Rules, verdict: Verdict, reason: str, next_step: str | None
 ) -> GateResult:
@@ -85,7 +136,7 @@ def _without_numbers(
         next=next_step,
         op=op,
         threshold=value,
-        alpha=rules.alpha / gate.best_of,
+        alpha=rules.alpha_of(gate, [gate.suite] if gate.suite else ()),
         seed=rules.seed,
     )
 

@@ -19,13 +19,23 @@ READS = {
     "over_refusal": "refused",
     "capability_drop": "capability",
     "perplexity_ratio": "perplexity",
+    "human_issue_rate": "human_issue",
+    "human_win_rate": "human_win",
     "rouge1_f": "rouge1",
     "rouge2_f": "rouge2",
     "rougeL_f": "rougeL",
     "rougeLsum_f": "rougeLsum",
 }
 LOWER_IS_BETTER = frozenset(
-    {"harmful", "refused", "perplexity", "bits_per_byte", "latency_ms", "completion_tokens"}
+    {
+        "harmful",
+        "refused",
+        "human_issue",
+        "perplexity",
+        "bits_per_byte",
+        "latency_ms",
+        "completion_tokens",
+    }
 )
 
 
@@ -95,6 +105,14 @@ class Table:
                 "give each item one id, and remove the second score",
             )
         return rows
+
+    def items(self) -> dict[str, int]:
+        """Suite -> how many items the candidate answered."""
+        asked: dict[str, set[str]] = defaultdict(set)
+        for suites in self.rows.values():
+            for suite, arms in suites.items():
+                asked[suite] |= {row.id for row in arms.get("candidate", ())}
+        return {suite: len(ids) for suite, ids in sorted(asked.items())}
 
     def has_arm(self, gate: GateSpec, arm: str) -> bool:
         name = self.metric_of(gate)

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy.special import bdtr
 
 from trainyard.gate import bounds
-from trainyard.gate.absolute import PERCENTILE
+from trainyard.gate.absolute import PERCENTILE, RARE_EVENTS
 from trainyard.gate.bounds import Bound
 from trainyard.gate.evidence import READS
 from trainyard.gate.planning import POWER, items_for_events, smallest, z
@@ -32,6 +32,8 @@ class Planned:
 
     n: int
     metrics: Collection[str]
+    most: int | None = None
+    """Independent items when every further look is taken, where there are any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,8 @@ class Foresight:
     problem: str | None
     """Why the gate cannot pass, and with how many items it could; None when it can."""
     assumed: str | None = None
+    most: int | None = None
+    """Items at most, where an INCONCLUSIVE gate may draw on more than `n`."""
 
 
 def foresee(
@@ -56,15 +60,34 @@ def foresee(
 ) -> list[Foresight]:
     """One record per gate. A gate with a problem is an error before any training."""
     rules = rules or Rules()
-    return [_foresee(gate, suites, arms, rules.alpha / gate.best_of) for gate in spec]
+    return [_foresee_looks(gate, suites, arms, rules) for gate in spec]
+
+
+def _foresee_looks(
+    gate: GateSpec, suites: Mapping[str, Planned], arms: Collection[str], rules: Rules
+) -> Foresight:
+    """With the items of the first look; whether it can pass, with those of the last."""
+    read = [name for name, plan in suites.items()
+            if gate.suite in (None, name) and _reads(gate) in plan.metrics]  # fmt: skip
+    alpha = rules.alpha_of(gate, read)
+    first = _foresee(gate, suites, arms, alpha)
+    if all(suites[name].most is None for name in read):
+        return first
+    grown = {name: replace(plan, n=plan.most or plan.n) for name, plan in suites.items()}
+    last = _foresee(gate, grown, arms, alpha)
+    return replace(last, n=first.n, most=last.n)
 
 
 def _foresee(
     gate: GateSpec, suites: Mapping[str, Planned], arms: Collection[str], alpha: float
 ) -> Foresight:
     metric = _reads(gate)
+    if gate.is_parity:
+        return Foresight(gate.id, 0, None, True, None, "measured on probes, without a limit on n")
     if gate.suite is not None and gate.suite not in suites:
         return _never(gate, f"suite {gate.suite!r} is not in evaluate ({_listed(suites)})")
+    if gate.is_human:
+        return _sampled(gate, suites, arms, alpha)
     having = {name: plan for name, plan in suites.items()
               if metric in plan.metrics and gate.suite in (None, name)}  # fmt: skip
     if not having:
@@ -83,9 +106,27 @@ def _foresee(
         return _percentile(gate, n, alpha)
     if _is_paired(gate):
         return _paired(gate, metric, n, alpha)
-    if gate.is_judged or metric in RATES:
+    if gate.is_judged or metric in RATES:  # grades are planned as rates: their spread is no larger
         return _rate(gate, n, alpha)
     return _mean(gate, metric, n, alpha)
+
+
+def _sampled(
+    gate: GateSpec, suites: Mapping[str, Planned], arms: Collection[str], alpha: float
+) -> Foresight:
+    """People see `sample` answers of a suite, which must hold as many."""
+    wanted, plan = gate.sample or 0, suites[gate.suite or ""]
+    if gate.opponent == "champion" and "champion" not in arms:
+        return Foresight(gate.id, 0, None, True, None, "left out: there is no champion yet")
+    if "perplexity" in plan.metrics:
+        return _never(gate, f"suite {gate.suite} holds documents, and people see answers")
+    if wanted > plan.n:
+        return _never(
+            gate, f"sample is {wanted}, and suite {gate.suite} has {plan.n} items", plan.n
+        )
+    if wanted < 2:
+        return _never(gate, f"{wanted} items prove nothing", wanted)
+    return _rate(gate, wanted, alpha)
 
 
 def _rate(gate: GateSpec, n: int, alpha: float) -> Foresight:
@@ -146,7 +187,7 @@ def _edge(gate: GateSpec, n: int, alpha: float, op: str, value: float) -> int | 
 
 def _rate_bound(gate: GateSpec, k: int, n: int, alpha: float) -> Bound:
     op, value = gate.limit
-    interval = "clopper_pearson" if gate.metric == "harmful_rate" else gate.interval
+    interval = "clopper_pearson" if gate.metric in RARE_EVENTS else gate.interval
     if gate.is_judged:
         interval = "wilson"
     if interval not in ("auto", "wilson", "clopper_pearson"):
@@ -206,7 +247,7 @@ def _is_paired(gate: GateSpec) -> bool:
 
 def _reads(gate: GateSpec) -> str:
     if gate.is_judged:
-        return "win_rate"
+        return gate.metric
     if PERCENTILE.fullmatch(gate.metric):
         return "latency_ms"
     return READS.get(gate.metric, gate.metric)

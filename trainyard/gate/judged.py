@@ -25,12 +25,34 @@ MIN_LABELS = 30
 
 
 def decide_judged(gate: GateSpec, judgements: Sequence[Judgement], rules: Rules) -> GateResult:
-    rows = _rows(gate, judgements)
+    """Decide on a judge's verdicts on pairs, or on its grades of answers shown alone."""
+    single = gate.metric == "rubric_score"
+    rows = _rows(gate, [row for row in judgements if (row.order == "single") == single])
+    return _graded(gate, rows, rules) if single else _compared(gate, rows, rules)
+
+
+def _graded(gate: GateSpec, rows: Sequence[Judgement], rules: Rules) -> GateResult:
+    """The mean grade of the candidate's answers; an invalid call counts as the worst grade."""
+    _check(rows, orders=1)
+    alpha = rules.alpha_of(gate, {row.suite for row in rows})
+    grades: dict[str, list[float]] = {}
+    for row in rows:
+        grades.setdefault(row.id, []).append(row.grade or 0.0)
+    values = np.array([sum(given) / len(given) for given in grades.values()])
+    bound = _bound(gate, list(grades), values, rows, alpha, rules.seed)
+    invalid = sum(row.verdict == "invalid" for row in rows)
+    found = result(gate, bound, alpha=alpha, quantity="mean grade")
+    return _as_judged(
+        gate, found, rows, rules, invalid, f"; {invalid} of {len(rows)} calls invalid"
+    )
+
+
+def _compared(gate: GateSpec, rows: Sequence[Judgement], rules: Rules) -> GateResult:
     judge = [row for row in rows if not row.human]
     human = [row for row in rows if row.human]
     _check(judge)
     rate = win_rate(judge)
-    alpha = rules.alpha / gate.best_of
+    alpha = rules.alpha_of(gate, {row.suite for row in judge})
     bound, how = _measure(gate, judge, human, alpha, rules.seed)
     found = result(gate, bound, alpha=alpha, quantity=f"win rate{how}")
     facts = (
@@ -39,17 +61,31 @@ def decide_judged(gate: GateSpec, judgements: Sequence[Judgement], rules: Rules)
         f"{_percent(rate.consistent)} of items consistent in both orders, "
         f"first answer chosen in {_percent(rate.first)}"
     )
+    return _as_judged(gate, found, rows, rules, rate.invalid, facts)
+
+
+def _as_judged(
+    gate: GateSpec,
+    found: GateResult,
+    rows: Sequence[Judgement],
+    rules: Rules,
+    invalid: int,
+    facts: str,
+) -> GateResult:
+    """The record of a gate on a judge, which may not pass when the judge is in doubt."""
+    judge = [row for row in rows if not row.human]
     update: dict[str, object] = {
         "reason": found.reason + facts,
-        "invalid": rate.invalid,
+        "suite": judge[0].suite or None,
+        "invalid": invalid,
         "seed": rules.seed,
         "against": gate.opponent,
         "digest": digest_json(sorted(map(repr, rows))),
     }
-    doubt = _doubt(gate, judge, rate.invalid / rate.calls)
+    doubt = _doubt(gate, judge, invalid / len(judge))
     if doubt is not None:
         update |= {"verdict": Verdict.INCONCLUSIVE, "reason": f"{doubt[0]}; {found.reason}{facts}",
-                   "next": doubt[1]}  # fmt: skip
+                   "next": doubt[1], "more_helps": False}  # fmt: skip
     elif gate.require_calibration is False or not any(row.fingerprint for row in judge):
         update |= {"weak": True, "reason": f"{found.reason}{facts}; weak evidence: the judge was "
                    "not measured against human labels here"}  # fmt: skip
@@ -66,12 +102,13 @@ def _rows(gate: GateSpec, judgements: Sequence[Judgement]) -> list[Judgement]:
     if not any(not row.human for row in rows):
         raise Unusable(
             f"there are no judgements for gate {gate.id} ({len(judgements)} in all)",
-            "run a pairwise suite, or correct the gate's suite and opponent",
+            f"run a {'rubric' if gate.metric == 'rubric_score' else 'pairwise'} suite, or correct "
+            "the gate's suite and opponent",
         )
     return rows
 
 
-def _check(rows: Sequence[Judgement]) -> None:
+def _check(rows: Sequence[Judgement], orders: int = 2) -> None:
     """Raises Unusable for repeated calls, a missing order, one item, or a judge that changed."""
     calls = Counter((row.id, row.suite, row.opponent, row.juror, row.order) for row in rows)
     twice = [call for call, times in calls.items() if times > 1]
@@ -88,11 +125,13 @@ def _check(rows: Sequence[Judgement]) -> None:
             "name suite or opponent in the gate",
         )
     jurors = {row.juror for row in rows}
-    missing = len(items) * len(jurors) * 2 - len(calls)
+    wanted_calls = len(items) * len(jurors) * orders
+    missing = wanted_calls - len(calls)
     if missing:
+        both = "and two orders " if orders == 2 else ""
         raise Unusable(
-            f"{missing} judgements are missing: {len(items)} items, {len(jurors)} jurors and two "
-            f"orders make {len(items) * len(jurors) * 2}, found {len(calls)}",
+            f"{missing} judgements are missing: {len(items)} items, {len(jurors)} jurors {both}"
+            f"make {wanted_calls}, found {len(calls)}",
             "run the judge again: it asks only what has no verdict",
         )
     if len(items) < 2:
@@ -121,24 +160,40 @@ def _measure(
         theta, error = ppi_estimate(
             [labels[i] for i in both], [scores[i] for i in both], [scores[i] for i in rest]
         )
+        if error == 0:  # identical labels have no spread, but are no more than so many labels
+            op, value = gate.limit
+            given = np.array([labels[i] for i in both])
+            return bounds.share_mean(given, alpha, op=op, value=value), " of people"
         half = z(alpha) * error
         bound = Bound(theta, theta - half, theta + half, len(scores), "ppi++",
                       sd=error * math.sqrt(len(scores)))  # fmt: skip
         return bound, f" corrected by {len(both)} human labels"
     values = np.array(list(scores.values()))
+    return _bound(gate, list(scores), values, judge, alpha, seed), ""
+
+
+def _bound(
+    gate: GateSpec,
+    items: Sequence[str],
+    values: bounds.Floats,
+    judge: Sequence[Judgement],
+    alpha: float,
+    seed: int,
+) -> Bound:
+    """A mean of scores in [0, 1] over items, or over clusters of them."""
     cluster = {row.id: row.cluster for row in judge if row.cluster is not None}
     if cluster:
-        names = [cluster.get(item, f"item {item}") for item in scores]
+        names = [cluster.get(item, f"item {item}") for item in items]
         _, index = np.unique(names, return_inverse=True)
         units = bounds.units(values, np.ones(len(values)), index)
         if len(units.sums) > 1 and units.variance > 0:
             seeds = [seed, zlib.crc32(gate.id.encode())]
-            return bounds.bootstrap_mean([units], alpha, seeds, limit=gate.limit[1]), ""
+            return bounds.bootstrap_mean([units], alpha, seeds, limit=gate.limit[1])
         values = units.sums / units.weights
     elif gate.interval == "t":
-        return bounds.mean_t(values, alpha), ""
+        return bounds.mean_t(values, alpha)
     op, value = gate.limit
-    return bounds.share_mean(values, alpha, op=op, value=value), ""
+    return bounds.share_mean(values, alpha, op=op, value=value)
 
 
 def _doubt(gate: GateSpec, judge: Sequence[Judgement], invalid: float) -> tuple[str, str] | None:
@@ -152,14 +207,14 @@ def _doubt(gate: GateSpec, judge: Sequence[Judgement], invalid: float) -> tuple[
             f"{why}",
             "look at the invalid answers: a larger max_tokens or another judge",
         )
-    if math.isnan(consistency(judge)):
+    if gate.metric == "win_rate" and math.isnan(consistency(judge)):
         return ("no item has a valid verdict in both orders", "use another judge")
     named = any(row.fingerprint for row in judge)
     needs = named if gate.require_calibration is None else gate.require_calibration
     if needs and not (named and all(row.calibrated for row in judge if row.fingerprint)):
         return (
             "judge_uncalibrated: this judge was not shown to agree with people",
-            "label at least 100 pairs and name the file under the suite's judge.calibration",
+            "let people label at least 100 and name the file under the suite's calibration",
         )
     return None
 

@@ -75,6 +75,7 @@ def _against(gate: GateSpec, table: Table, rules: Rules, arm: str) -> GateResult
             "verdict": verdict,
             "reason": whole.reason if decisive is whole else decisive.reason,
             "next": decisive.next,
+            "more_helps": decisive.more_helps,
             "parts": (whole, *tasks),
         }
     )
@@ -107,7 +108,7 @@ def _compare(
     gate: GateSpec, table: Table, rules: Rules, pairs: list[Pair], arm: str, limit: float
 ) -> GateResult:
     name = table.metric_of(gate)
-    alpha = rules.alpha / gate.best_of
+    alpha = rules.alpha_of(gate, [pair.candidate.suite for pair in pairs])
     seeds = [rules.seed, zlib.crc32(f"{gate.id}/{arm}".encode())]
     bound, what = _measure(gate, name, pairs, alpha, seeds, limit)
     suites = "+".join(pair.candidate.suite for pair in pairs)

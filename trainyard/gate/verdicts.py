@@ -77,6 +77,7 @@ def result(
         method="point" if weak else bound.method,
         alpha=alpha,
         needed=needed,
+        more_helps=verdict is Verdict.INCONCLUSIVE and not weak,
         weak=weak,
     )
 

@@ -48,6 +48,20 @@ class _Suite(Frozen):
     limit: PositiveInt | None = None
     """Use the first `limit` samples of the file; absent means all."""
 
+    more: tuple[PositiveInt, ...] = ()
+    """Numbers of samples to go on with, one after the other, while only more of them can decide a
+    gate that is INCONCLUSIVE: `limit: 200, more: [400, 800]`. alpha is split over these looks."""
+
+    @model_validator(mode="after")
+    def _more_is_more(self) -> "_Suite":
+        sizes = [self.limit, *self.more] if self.limit else list(self.more)
+        if self.more and (self.limit is None or sizes != sorted(set(sizes))):
+            raise ValueError(
+                f"suite {self.name}: more ({', '.join(map(str, self.more))}) must go up from a "
+                f"limit, which is {self.limit or 'absent'}"
+            )
+        return self
+
 
 class TaskSuite(_Suite):
     """Samples with a reference answer, asked by chat; every metric gives one score per sample."""
@@ -135,25 +149,12 @@ class JudgeSpec(Frozen):
         return model
 
 
-class PairwiseSuite(_Suite):
-    """Prompts whose two answers a judge compares, in both orders; gated by win_rate."""
-
-    kind: Literal["pairwise"]
-
+class _JudgedSuite(_Suite):
     data: str
     """Eval set of conversations; the last assistant turn, where there is one, is the reference."""
 
-    opponent: Literal["base", "champion", "reference"]
-    """Whose answer the candidate's is compared with."""
-
     jurors: Annotated[tuple[JudgeSpec, ...], Field(min_length=1)]
     """The judges; their scores are averaged per sample."""
-
-    rubric: str = "Which answer follows the instructions better, and is more correct and useful?"
-    """What the judges are asked. Never what the verdict is used for."""
-
-    criteria: Annotated[tuple[str, ...], Field(min_length=1)] = ("correctness", "helpfulness")
-    """What a judge compares one by one before the verdict."""
 
     show_reference: bool = True
     """Give the judge the reference answer, where there is one and it is not the opponent."""
@@ -161,24 +162,57 @@ class PairwiseSuite(_Suite):
     max_tokens: PositiveInt = 512
     """Longest answer, in tokens."""
 
+    max_cost_usd: PositiveFloat = 50.0
+    """Most that all judgements of one run may cost; beyond it no call is made."""
+
+    @model_validator(mode="after")
+    def _jurors_differ(self) -> "_JudgedSuite":
+        names = [juror.model for juror in self.jurors]
+        if len(set(names)) < len(names):
+            raise ValueError(f"suite {self.name}: two jurors are the same model")
+        return self
+
+
+class PairwiseSuite(_JudgedSuite):
+    """Prompts whose two answers a judge compares, in both orders; gated by win_rate."""
+
+    kind: Literal["pairwise"]
+
+    opponent: Literal["base", "champion", "reference"]
+    """Whose answer the candidate's is compared with."""
+
+    rubric: str = "Which answer follows the instructions better, and is more correct and useful?"
+    """What the judges are asked. Never what the verdict is used for."""
+
+    criteria: Annotated[tuple[str, ...], Field(min_length=1)] = ("correctness", "helpfulness")
+    """What a judge compares one by one before the verdict."""
+
     calibration: str | None = None
     """File with pairs that people compared, one JSON object a line: prompt, a, b, label (A, B or
     tie), labelled_at (YYYY-MM-DD), label2 of a second person where there is one. Without at least
     100 the judge is not calibrated and its gate stays INCONCLUSIVE."""
 
     labels: str | None = None
-    """File with people's judgements of this run's answers, as `human.import_answers` writes it;
-    with 30 of them the judge's rate is corrected by PPI++."""
+    """File with people's judgements of this run's answers (order, verdict, human: true, and the
+    digest of the answers), as `human/labels.jsonl` in a run's folder; with 30 of them the judge's
+    rate is corrected by PPI++. The answers to a gate on human_win_rate are used without this."""
 
-    max_cost_usd: PositiveFloat = 50.0
-    """Most that all judgements of one run may cost; beyond it no call is made."""
 
-    @model_validator(mode="after")
-    def _jurors_differ(self) -> "PairwiseSuite":
-        names = [juror.model for juror in self.jurors]
-        if len(set(names)) < len(names):
-            raise ValueError(f"suite {self.name}: two jurors are the same model")
-        return self
+class RubricSuite(_JudgedSuite):
+    """Prompts whose answers a judge grades alone, from 1 to 5; gated by rubric_score in [0, 1]."""
+
+    kind: Literal["rubric"]
+
+    rubric: str = "How well does the answer follow the instructions, and how correct is it?"
+    """What the judges are asked. Never what the grade is used for."""
+
+    criteria: Annotated[tuple[str, ...], Field(min_length=1)] = ("correctness", "helpfulness")
+    """What a judge grades one by one; the score is their mean."""
+
+    calibration: str | None = None
+    """File with answers that people graded, one JSON object a line: prompt, answer, grade (1 to 5),
+    labelled_at (YYYY-MM-DD), grade2 of a second person where there is one. Without at least 100 the
+    judge is not calibrated and its gate stays INCONCLUSIVE."""
 
 
 class GuardSpec(Frozen):
@@ -229,8 +263,38 @@ class SafetySuite(_Suite):
 
 
 Suite = Annotated[
-    TaskSuite | PerplexitySuite | PairwiseSuite | SafetySuite, Field(discriminator="kind")
+    TaskSuite | PerplexitySuite | PairwiseSuite | RubricSuite | SafetySuite,
+    Field(discriminator="kind"),
 ]
+
+
+class ParitySpec(Frozen):
+    """What is compared between the trainer's process, the export and the server; see gate parity.
+
+    Gaps are mean absolute differences of the log-probability per token, in nats, over the server's
+    own greedy answers.
+    """
+
+    probes: PositiveInt = 8
+    """Questions, drawn evenly from the chat suites; a suite's first one among them."""
+
+    max_tokens: PositiveInt = 96
+    """Longest answer to a probe, in tokens."""
+
+    max_gap: PositiveFloat = 0.05
+    """Largest gap between two ways to serve the same weights. Aligned bfloat16 engines are 0.011
+    apart (vllm-project/vime#64, Qwen3-4B) to 0.03 (ServiceNow/Fast-LLM#525, root mean square)."""
+
+    max_quantised_gap: PositiveFloat = 0.25
+    """Largest gap between the 4-bit base of a QLoRA training and the base that is served: five
+    times `max_gap`, and more than the quickstart's, which is measured in each of its releases."""
+
+    min_agreement: Fraction = 0.95
+    """Smallest share of the answer's tokens that are also the first choice of the model that was
+    exported; near ties may fall either way."""
+
+    merged: str | None = None
+    """Folder of a merged export (a whole model); it is then compared, and the server with it."""
 
 
 class EvaluateSpec(Frozen):
@@ -259,6 +323,9 @@ class EvaluateSpec(Frozen):
     max_truncated: Fraction = 0.05
     """Share of the candidate's answers that may be cut at `max_tokens`; above it a gate on that
     suite is INVALID."""
+
+    parity: ParitySpec = ParitySpec()
+    """Proof that the server answers what was trained; decided by the gate `parity`."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> "EvaluateSpec":

@@ -1,7 +1,8 @@
 """Recipe section `gates`: what a candidate must prove before it may ship.
 
 Three notations mean the same gate: `accuracy: ">= 0.85"` in a mapping, `"accuracy >= 0.85"` in a
-list, and the full record `{id: accuracy, metric: accuracy, op: ">=", value: 0.85}`.
+list, and the full record `{id: accuracy, metric: accuracy, op: ">=", value: 0.85}`. The gate
+`parity` is there without being written; `parity: warn` keeps it from blocking.
 """
 
 import re
@@ -21,8 +22,12 @@ from pydantic import (
 from trainyard.recipe.base import Frozen, PositiveFraction
 
 SAFETY = frozenset({"harmful_rate", "over_refusal"})
-JUDGED = frozenset({"win_rate"})
+JUDGED = frozenset({"win_rate", "rubric_score"})
+HUMAN = frozenset({"human_issue_rate", "human_win_rate"})
+COMPARING = frozenset({"win_rate", "human_win_rate"})
 DROPS = frozenset({"capability_drop"})
+PARITY = "parity"
+"""Metric of the gate that compares trainer, export and server; it has no limit of its own."""
 
 _THRESHOLD = re.compile(r"\s*(>=|<=|>|<)\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*")
 _SENTENCE = re.compile(r"\s*([A-Za-z_][\w.\-]*)\s*((?:>=|<=|>|<).+)")
@@ -36,7 +41,8 @@ class GateSpec(Frozen):
 
     metric: str
     """What is read from the scores: a metric by its name, or harmful_rate, over_refusal,
-    capability_drop, perplexity_ratio, win_rate, pNN_latency_ms."""
+    capability_drop, perplexity_ratio, win_rate, rubric_score, pNN_latency_ms; or what people say of
+    a blinded sample of answers: human_issue_rate, human_win_rate."""
 
     op: Literal[">=", ">", "<=", "<"] | None = None
     """Direction of the claim."""
@@ -83,11 +89,17 @@ class GateSpec(Frozen):
     it (first step of Holm 1979)."""
 
     opponent: Literal["base", "champion", "reference"] | None = None
-    """win_rate: only judgements against these answers; absent means all there are."""
+    """win_rate: only judgements against these answers; absent means all there are.
+    human_win_rate: whose answer people see beside the candidate's."""
 
     require_calibration: bool | None = None
-    """win_rate: whether the judge must have been measured against human labels. Absent means
-    always when the judgements name the judge's fingerprint."""
+    """win_rate and rubric_score: whether the judge must have been measured against human labels.
+    Absent means always when the judgements name the judge's fingerprint."""
+
+    sample: PositiveInt | None = None
+    """human_issue_rate and human_win_rate: how many samples people look at, drawn at random from
+    the suite. 59 without an issue prove a rate of at most 0.05. Until they have answered, a release
+    that passes everything else is PENDING_HUMAN."""
 
     @property
     def is_safety(self) -> bool:
@@ -105,10 +117,27 @@ class GateSpec(Frozen):
     def is_judged(self) -> bool:
         return self.metric in JUDGED
 
+    @property
+    def is_parity(self) -> bool:
+        return self.metric == PARITY
+
+    @property
+    def is_human(self) -> bool:
+        return self.metric in HUMAN
+
     @model_validator(mode="after")
     def _states_one_claim(self) -> "GateSpec":
         limits = [self.max_drop, self.max_increase]
-        if self.compare is None:
+        if self.is_parity:
+            fields = type(self).model_fields
+            free = {"id", "metric", "severity"}
+            given = [k for k in fields.keys() - free if getattr(self, k) != fields[k].default]
+            if given:
+                raise ValueError(
+                    f"gate {self.id} takes `block` or `warn`, not {', '.join(sorted(given))}; "
+                    "what it tolerates is written in evaluate.parity"
+                )
+        elif self.compare is None:
             if self.op is None or self.value is None:
                 raise ValueError(
                     f'gate {self.id} has no limit; write op and value, as in ">= 0.85"'
@@ -131,25 +160,47 @@ class GateSpec(Frozen):
     @model_validator(mode="after")
     def _direction_fits(self) -> "GateSpec":
         lower_is_better = (
-            self.is_safety or self.metric in DROPS or self.metric == "perplexity_ratio"
+            self.is_safety
+            or self.metric in DROPS
+            or self.metric in ("perplexity_ratio", "human_issue_rate")
         )
         if lower_is_better and self.op in (">=", ">"):
             raise ValueError(
                 f"gate {self.id}: less {self.metric} is better, so its limit is an upper one: "
                 f'"<= {self.value}"'
             )
-        if self.metric in JUDGED and (self.compare or self.op in ("<=", "<")):
-            raise ValueError(f'gate {self.id}: win_rate takes a lower limit, as in "> 0.5"')
-        if self.decision == "point" and (self.is_safety or self.is_judged):
+        if self.metric in JUDGED | COMPARING and (self.compare or self.op in ("<=", "<")):
+            raise ValueError(f'gate {self.id}: {self.metric} takes a lower limit, as in "> 0.5"')
+        if self.decision == "point" and (self.is_safety or self.is_judged or self.is_human):
             raise ValueError(
                 f"gate {self.id}: decision: point is weak evidence and not open to "
                 f"{self.metric}; leave it out"
             )
         if self.per_task_max_drop is not None and not self._is_drop:
             raise ValueError(f"gate {self.id}: per_task_max_drop is read by drop gates only")
-        for key in ("require_calibration", "opponent"):
-            if getattr(self, key) is not None and not self.is_judged:
-                raise ValueError(f"gate {self.id}: {key} is read by win_rate only")
+        readers = {"require_calibration": JUDGED, "opponent": COMPARING, "sample": HUMAN}
+        for key, metrics in readers.items():
+            if getattr(self, key) is not None and self.metric not in metrics:
+                named = " and ".join(sorted(metrics, reverse=True))
+                raise ValueError(f"gate {self.id}: {key} is read by {named} only")
+        return self
+
+    @model_validator(mode="after")
+    def _people_know_what_to_do(self) -> "GateSpec":
+        if not self.is_human:
+            return self
+        if self.suite is None or self.sample is None:
+            raise ValueError(
+                f"gate {self.id}: name the suite whose answers people see and how many of them, "
+                "as in suite: task, sample: 59"
+            )
+        if self.metric == "human_win_rate" and self.opponent is None:
+            raise ValueError(
+                f"gate {self.id}: name the opponent whose answers people compare with: base, "
+                "champion or reference"
+            )
+        if self.compare or self.slice or self.best_of != 1:
+            raise ValueError(f"gate {self.id}: {self.metric} reads no compare, slice or best_of")
         return self
 
     @property
@@ -166,6 +217,8 @@ def _limit(gate: str, text: Any) -> dict[str, Any]:
 
 def _record(name: str, claim: Any) -> dict[str, Any]:
     """`name: ">= 0.85"` or `name: {limit: ">= 0.85", severity: warn, ...}` as a full record."""
+    if name == PARITY and claim in ("block", "warn"):
+        return {"id": name, "metric": name, "severity": claim}
     if not isinstance(claim, Mapping):
         return {"id": name, "metric": name, **_limit(name, claim)}
     record: dict[str, Any] = {"id": name, "metric": name, **claim}
@@ -200,6 +253,13 @@ def _entries(given: Any) -> Any:
     if isinstance(given, (list, tuple)):
         return [_entry(entry) for entry in given]
     return given
+
+
+def with_parity(gates: tuple[GateSpec, ...]) -> tuple[GateSpec, ...]:
+    """Add the parity gate where it is not written: it blocks unless a recipe says otherwise."""
+    if any(gate.is_parity for gate in gates):
+        return gates
+    return (GateSpec(id=PARITY, metric=PARITY), *gates)
 
 
 def _ids_differ(gates: tuple[GateSpec, ...]) -> tuple[GateSpec, ...]:

@@ -338,9 +338,9 @@ def test_labels_of_people_on_these_answers_correct_the_rate(world):
     rows = [json.loads(line) for line in lines]
     text = {(row["arm"], row["id"]): row["text"] for row in rows}
     labels = [
-        Judgement(i.id, "people", "AB", "A", human=True,
+        Judgement(i.id, "people", "AB", "tie" if number < 3 else "A", human=True,
                   answers=Duel(i, text["candidate", i.id], text["base", i.id]).digest)
-        for i in items[:30]
+        for number, i in enumerate(items[:30])
     ]  # fmt: skip
     stale = Judgement(items[40].id, "people", "AB", "B", human=True, answers="other answers")
     write_rows(world.folder / "people.jsonl", [*labels, stale])

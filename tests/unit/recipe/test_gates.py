@@ -48,7 +48,7 @@ def test_dataset_is_another_word_for_suite():
         ([{**FULL, "compare": "base"}], "instead of op and value"),
         ([{"id": "c", "metric": "capability", "compare": "base"}], "one of max_drop"),
         ([{**FULL, "max_drop": 0.1}], "need compare"),
-        ([{**FULL, "opponent": "base"}], "read by win_rate only"),
+        ([{**FULL, "opponent": "base"}], "read by win_rate and human_win_rate only"),
         ([{**FULL, "per_task_max_drop": 0.1}], "read by drop gates only"),
         ({"accuracy": ">= nan"}, "write it as"),
         ([{**FULL, "value": float("nan")}], "finite number"),

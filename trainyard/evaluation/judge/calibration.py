@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -13,9 +13,10 @@ import numpy as np
 from trainyard.errors import InputError
 from trainyard.evaluation.judge.attacks import PROBES
 from trainyard.evaluation.judge.calls import Account, Call, Jury, judge
-from trainyard.evaluation.judge.protocol import Pair
+from trainyard.evaluation.judge.protocol import BEST, WORST, Pair, Single
 
 LABELS = ("A", "B", "tie")
+GRADES = range(WORST, BEST + 1)
 MIN_LABELS = 100
 MIN_KAPPA = 0.40
 MIN_KAPPA_LOW = 0.20
@@ -35,16 +36,50 @@ class Label:
     day: date
 
 
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """One answer that people graded from 1 to 5."""
+
+    shown: Single
+    grade: int
+    second: int | None
+    day: date
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, line
+
+
+def read_grades(path: Path) -> list[Graded]:
+    """Raises InputError naming the line of a row that is no grade."""
+    found = []
+    for number, line in _lines(path):
+        try:
+            row = json.loads(line)
+            shown = Single(row["prompt"], row["answer"], row.get("reference"))
+            day = date.fromisoformat(row["labelled_at"])
+            graded = Graded(shown, row["grade"], row.get("grade2"), day)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}:{number} is no grade: {error!r}; it needs prompt, answer, grade and "
+                "labelled_at (YYYY-MM-DD)"
+            ) from error
+        if graded.grade not in GRADES or graded.second not in (*GRADES, None):
+            raise InputError(f"{path}:{number} has grade {graded.grade!r}; use 1, 2, 3, 4 or 5")
+        found.append(graded)
+    return found
+
+
 def read_labels(path: Path) -> list[Label]:
     """Raises InputError naming the line of a row that is no label."""
     found = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in _lines(path):
         try:
             row = json.loads(line)
             pair = Pair(row["prompt"], row["a"], row["b"], row.get("reference"))
@@ -73,11 +108,24 @@ def kappa(one: Sequence[str], other: Sequence[str]) -> float:
     return _kappa(table)
 
 
+def weighted_kappa(one: Sequence[int], other: Sequence[int]) -> float:
+    """Cohen 1968 with quadratic weights, for grades; NaN when chance explains everything."""
+    table = np.zeros((len(GRADES), len(GRADES)))
+    for a, b in zip(one, other, strict=True):
+        table[a - WORST, b - WORST] += 1
+    return _kappa(table, weighted=True)
+
+
 def kappa_interval(
-    one: Sequence[str], other: Sequence[str], confidence: float = 0.95, seed: int = 0
+    one: Sequence[Any],
+    other: Sequence[Any],
+    confidence: float = 0.95,
+    seed: int = 0,
+    *,
+    weighted: bool = False,
 ) -> tuple[float, float]:
-    """Percentile bootstrap over items, 2,000 resamples."""
-    names = sorted(set(one) | set(other))
+    """Percentile bootstrap over items, 2,000 resamples; `weighted` for grades."""
+    names = list(GRADES) if weighted else sorted(set(one) | set(other))
     a = np.array([names.index(x) for x in one])
     b = np.array([names.index(x) for x in other])
     rng = np.random.default_rng(seed)
@@ -86,18 +134,59 @@ def kappa_interval(
         pick = rng.integers(0, len(a), len(a))
         table = np.zeros((len(names), len(names)))
         np.add.at(table, (a[pick], b[pick]), 1)
-        values.append(_kappa(table))
+        values.append(_kappa(table, weighted=weighted))
     clean = [value for value in values if not math.isnan(value)] or [math.nan]
     tail = (1 - confidence) / 2
     low, high = np.quantile(clean, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def _kappa(table: np.ndarray[Any, Any]) -> float:
+def _kappa(table: np.ndarray[Any, Any], *, weighted: bool = False) -> float:
+    """One minus the disagreement found over that of chance."""
+    k = np.arange(len(table))
+    cost = (k[:, None] - k) ** 2 if weighted else k[:, None] != k
     n = table.sum()
-    agreed = np.trace(table) / n
-    chance = float(table.sum(axis=0) @ table.sum(axis=1)) / n**2
-    return float((agreed - chance) / (1 - chance)) if chance < 1 else math.nan
+    chance = np.outer(table.sum(axis=1), table.sum(axis=0)) / n
+    expected = float((cost * chance).sum())
+    return 1 - float((cost * table).sum()) / expected if expected > 0 else math.nan
+
+
+def calibrate_grades(
+    jury: Jury, labels: Sequence[Graded], today: date, account: Account
+) -> dict[str, Any]:
+    """Measure a judge that grades; `calibrated` is true only when every bar is reached.
+
+    A judge's grade is the mean of its criteria, rounded; an invalid call is the worst grade.
+    """
+    calls = judge(jury, [label.shown for label in labels], account)
+    given = [WORST + round((call.grade or 0.0) * (BEST - WORST)) for call in calls]
+    people = [label.grade for label in labels]
+    facts: dict[str, Any] = {
+        "fingerprint": jury.fingerprint,
+        "n": len(labels),
+        "invalid": sum(call.verdict == "invalid" for call in calls) / max(len(calls), 1),
+        "attack_success": graded_attack_success(jury, account),
+    }
+    if labels:
+        low, high = kappa_interval(given, people, seed=jury.seed, weighted=True)
+        facts |= {
+            "kappa": _number(weighted_kappa(given, people)),
+            "kappa_low": _number(low),
+            "kappa_high": _number(high),
+            "age_days": max((today - label.day).days for label in labels),
+        }
+        both = [(x.grade, x.second) for x in labels if x.second is not None]
+        if both:
+            facts["human_kappa"] = _number(weighted_kappa(*map(list, zip(*both, strict=True))))
+    facts["problems"] = _problems(facts)
+    facts["calibrated"] = not facts["problems"]
+    return facts
+
+
+def graded_attack_success(jury: Jury, account: Account) -> float:
+    """Share of injected bad answers that get a grade above the middle, or none."""
+    calls = judge(jury, [Single(p.prompt, p.attack) for p in PROBES], account)
+    return sum(call.grade is None or call.grade > 0.5 for call in calls) / len(calls)
 
 
 def calibrate(jury: Jury, labels: Sequence[Label], today: date, account: Account) -> dict[str, Any]:

@@ -2,18 +2,27 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trainyard.errors import InputError
 from trainyard.evaluation.endpoint import Endpoint, NotAnswered
-from trainyard.evaluation.judge.protocol import Pair, fingerprint, read_verdict, request
+from trainyard.evaluation.judge.protocol import (
+    Pair,
+    Single,
+    fingerprint,
+    read_grade,
+    read_verdict,
+    request,
+)
 from trainyard.files import digest_json, read_json, write_json
 from trainyard.recipe.evaluate import JudgeSpec
 from trainyard.secrets import resolve
 
+Shown = Pair | Single
 TRIES = 3
 CHARS_PER_TOKEN = 3.5
 
@@ -32,9 +41,18 @@ class Account:
     """Some replies carried no usage; their tokens were estimated from characters."""
     failures: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def exhausted(self) -> bool:
-        return self.spent_usd >= self.cap_usd
+    _in_flight_usd: float = 0.0
+
+    @contextmanager
+    def reserved(self, usd: float) -> Iterator[bool]:
+        """Whether a call of at most `usd` fits beside what is spent and what is in flight."""
+        fits = usd <= 0 or self.spent_usd + self._in_flight_usd + usd <= self.cap_usd
+        held = usd if fits else 0.0
+        self._in_flight_usd += held
+        try:
+            yield fits
+        finally:
+            self._in_flight_usd -= held
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -51,11 +69,12 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One verdict on a pair as it was shown; `served` is the model that gave it."""
+    """One verdict on a pair as it was shown, or one grade; `served` is the model that gave it."""
 
     verdict: str
     served: str
     error: str | None = None
+    grade: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,36 +88,41 @@ class Jury:
     cache: Path
     concurrency: int = 8
     timeout_s: float = 120.0
+    single: bool = False
+    """Answers are graded alone instead of compared."""
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.juror, self.rubric, self.criteria)
+        return fingerprint(self.juror, self.rubric, self.criteria, single=self.single)
 
-    def place(self, pair: Pair) -> Path:
-        key = digest_json(
-            [self.fingerprint, self.seed, pair.prompt, pair.first, pair.second, pair.reference]
-        )
+    def place(self, pair: Shown) -> Path:
+        answers = [pair.answer] if isinstance(pair, Single) else [pair.first, pair.second]
+        key = digest_json([self.fingerprint, self.seed, pair.prompt, *answers, pair.reference])
         return self.cache / key[:2] / f"{key}.json"
 
     def price(self, input_tokens: float, output_tokens: float) -> float:
         prices = self.juror.usd_per_million_input, self.juror.usd_per_million_output
         return (input_tokens * prices[0] + output_tokens * prices[1]) / 1e6
 
-    def estimate(self, pairs: Sequence[Pair]) -> float:
+    def estimate(self, pairs: Sequence[Shown]) -> float:
         """Upper estimate in USD of the calls that are not in the cache."""
         missing = [pair for pair in pairs if not self.place(pair).exists()]
-        chars = sum(
-            len(str(request(self.juror, self.rubric, self.criteria, pair, 0))) for pair in missing
-        )
-        return self.price(chars / CHARS_PER_TOKEN, len(missing) * self.juror.max_tokens)
+        return sum(self.most(self.body(pair, 0)) for pair in missing)
+
+    def body(self, pair: Shown, attempt: int) -> dict[str, Any]:
+        return request(self.juror, self.rubric, self.criteria, pair, self.seed + attempt)
+
+    def most(self, body: Mapping[str, Any]) -> float:
+        """Upper estimate in USD of one call."""
+        return self.price(len(str(body)) / CHARS_PER_TOKEN, self.juror.max_tokens)
 
 
-def judge(jury: Jury, pairs: Sequence[Pair], account: Account) -> list[Call]:
+def judge(jury: Jury, pairs: Sequence[Shown], account: Account) -> list[Call]:
     """One call per pair, in order. Raises Unavailable when the judge's server is not there."""
     return asyncio.run(_judge(jury, pairs, account))
 
 
-async def _judge(jury: Jury, pairs: Sequence[Pair], account: Account) -> list[Call]:
+async def _judge(jury: Jury, pairs: Sequence[Shown], account: Account) -> list[Call]:
     calls: list[Call] = [Call("invalid", "", "not asked")] * len(pairs)
     waiting = iter(list(enumerate(pairs)))
     key = resolve(jury.juror.api_key) if jury.juror.api_key else None
@@ -122,7 +146,7 @@ async def _judge(jury: Jury, pairs: Sequence[Pair], account: Account) -> list[Ca
     return calls
 
 
-async def _one(jury: Jury, server: Endpoint, pair: Pair, account: Account) -> Call:
+async def _one(jury: Jury, server: Endpoint, pair: Shown, account: Account) -> Call:
     place = jury.place(pair)
     known = _cached(place)
     if known is not None:
@@ -130,21 +154,23 @@ async def _one(jury: Jury, server: Endpoint, pair: Pair, account: Account) -> Ca
         return known
     error = "schema"
     for attempt in range(TRIES):
-        if account.exhausted:
-            return Call("invalid", "", "budget")
-        body = request(jury.juror, jury.rubric, jury.criteria, pair, jury.seed + attempt)
-        account.calls += 1
-        try:
-            reply = (await server.post("/v1/chat/completions", body)).body
-        except NotAnswered as failure:
-            error = f"transport: {failure}"
-            continue
-        _charge(jury, account, body, reply)
-        verdict, error = _verdict(reply)
-        if verdict is not None:
-            served = str(reply.get("model", ""))
-            write_json(place, {"verdict": verdict, "served": served, "reply": reply})
-            return Call(verdict, served)
+        body = jury.body(pair, attempt)
+        with account.reserved(jury.most(body)) as fits:
+            if not fits:
+                return Call("invalid", "", "budget")
+            account.calls += 1
+            try:
+                reply = (await server.post("/v1/chat/completions", body)).body
+            except NotAnswered as failure:
+                error = f"transport: {failure}"
+                continue
+            _charge(jury, account, body, reply)
+        text, error = _text(reply)
+        call = _read(jury, text, str(reply.get("model", ""))) if text is not None else None
+        if call is not None:
+            write_json(place, {"verdict": call.verdict, "served": call.served,
+                               "grade": call.grade, "reply": reply})  # fmt: skip
+            return call
     return Call("invalid", "", error)
 
 
@@ -153,13 +179,13 @@ def _cached(place: Path) -> Call | None:
         return None
     try:
         found = read_json(place)
-        return Call(found["verdict"], found["served"])
+        return Call(found["verdict"], found["served"], grade=found.get("grade"))
     except (ValueError, KeyError, OSError) as error:
         raise InputError(f"{place} is no cached judgement: {error}; remove the file") from error
 
 
-def _verdict(reply: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The verdict, or why there is none: refusal, truncated or schema."""
+def _text(reply: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The text of a reply, and what it is if it holds no verdict: refusal, truncated or schema."""
     try:
         choice = reply["choices"][0]
         message = choice["message"]
@@ -168,10 +194,15 @@ def _verdict(reply: Mapping[str, Any]) -> tuple[str | None, str]:
         return None, "schema"
     if message.get("refusal") or not isinstance(text, str) or not text.strip():
         return None, "refusal"
+    return text, "truncated" if choice.get("finish_reason") == "length" else "schema"
+
+
+def _read(jury: Jury, text: str, served: str) -> Call | None:
+    if jury.single:
+        grade = read_grade(text, jury.criteria)
+        return None if grade is None else Call("graded", served, grade=grade)
     verdict = read_verdict(text)
-    if verdict is None:
-        return None, "truncated" if choice.get("finish_reason") == "length" else "schema"
-    return verdict, ""
+    return None if verdict is None else Call(verdict, served)
 
 
 def _charge(

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from trainyard.errors import InputError
 from trainyard.evaluation.judge import calibration
-from trainyard.evaluation.judge.calls import Account, Call, Jury, judge
+from trainyard.evaluation.judge.calls import Account, Call, Jury, Shown, judge
 from trainyard.evaluation.judge.checks import flags
 from trainyard.evaluation.judge.protocol import Pair, judged_item
 from trainyard.evaluation.judge.rate import call_score, win_rate
@@ -51,7 +51,7 @@ def judge_suite(
     for juror in suite.jurors:
         jury = Jury(juror, suite.rubric, suite.criteria, spec.seed, cache,
                     spec.concurrency, spec.timeout_s)  # fmt: skip
-        fit = _calibrate(jury, labels, today, account, duels)
+        fit = _calibrate(suite, jury, labels, today, account, duels)
         given = _judgements(suite, jury, duels, flagged, account, fit["calibrated"])
         rows += given
         facts["jurors"][juror.model] = {"calibration": fit, "bias": bias(given, duels)}
@@ -61,6 +61,7 @@ def judge_suite(
 
 
 def _calibrate(
+    suite: PairwiseSuite,
     jury: Jury,
     labels: Sequence[calibration.Label],
     today: date,
@@ -68,14 +69,21 @@ def _calibrate(
     duels: Sequence[Duel],
 ) -> dict[str, Any]:
     """Calibrate, unless the whole run would cost more than its cap: then nothing is asked."""
-    planned = [pair for duel in duels for pair in _shown(duel, None)]
+    planned = [pair for duel in duels for pair in _shown(suite, duel)]
     planned += [label.pair for label in labels for _ in range(2)]
-    estimate = jury.estimate(planned)
-    if account.spent_usd + estimate > account.cap_usd:
-        account.spent_usd = max(account.spent_usd, account.cap_usd)
-        problem = f"judging would cost up to {estimate:.2f} USD, the cap is {account.cap_usd:.2f}"
-        return {"calibrated": False, "problems": [f"budget: {problem}"], "n": len(labels)}
+    problem = too_dear(jury, planned, account)
+    if problem:
+        return {"calibrated": False, "problems": [problem], "n": len(labels)}
     return calibration.calibrate(jury, labels, today, account)
+
+
+def too_dear(jury: Jury, planned: Sequence[Shown], account: Account) -> str | None:
+    """Why these calls may cost more than the cap; then the account is closed and none is made."""
+    estimate = jury.estimate(planned)
+    if account.spent_usd + estimate <= account.cap_usd:
+        return None
+    account.spent_usd = account.cap_usd
+    return f"budget: judging would cost up to {estimate:.2f} USD, the cap is {account.cap_usd:.2f}"
 
 
 def _judgements(
@@ -88,7 +96,7 @@ def _judgements(
 ) -> list[Judgement]:
     asked = [duel for duel in duels if duel.item.id not in flagged]
     calls = iter(
-        judge(jury, [pair for duel in asked for pair in _shown(duel, suite)], account)
+        judge(jury, [pair for duel in asked for pair in _shown(suite, duel)], account)
         if asked
         else []
     )
@@ -105,7 +113,7 @@ def _judgements(
                     suite=suite.name,
                     opponent=suite.opponent,
                     cluster=duel.item.cluster,
-                    fingerprint=_served_fingerprint(jury, call),
+                    fingerprint=served_fingerprint(jury, call),
                     calibrated=calibrated,
                     note=flagged.get(duel.item.id, call.error),
                 )
@@ -113,15 +121,15 @@ def _judgements(
     return rows
 
 
-def _served_fingerprint(jury: Jury, call: Call) -> str:
+def served_fingerprint(jury: Jury, call: Call) -> str:
     """The juror's fingerprint, which changes with the model that the server says answered."""
     if call.served in ("", jury.juror.model):
         return jury.fingerprint
     return digest_json([jury.fingerprint, call.served])
 
 
-def _shown(duel: Duel, suite: PairwiseSuite | None) -> tuple[Pair, Pair]:
-    shown = suite is not None and suite.show_reference and suite.opponent != "reference"
+def _shown(suite: PairwiseSuite, duel: Duel) -> tuple[Pair, Pair]:
+    shown = suite.show_reference and suite.opponent != "reference"
     reference = duel.item.reference if shown else None
     prompt = judged_item(duel.item)
     return (
@@ -173,11 +181,11 @@ def bias(rows: Sequence[Judgement], duels: Sequence[Duel]) -> dict[str, Any]:
             for name, part in strata.items()
             if part
         },
-        "length_correlation": _rank_correlation(pairs),
+        "length_correlation": rank_correlation(pairs),
     }
 
 
-def _rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
+def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     """Spearman's rho of relative length and score; None when either does not vary."""
     if len(pairs) < 3:
         return None
