@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 from prefect.logging.configuration import setup_logging
@@ -111,11 +112,7 @@ def closing_words(summary: Summary, seconds: float) -> str:
     folder = Path(".trainyard/runs") / summary.run_id
     lines = ["", f"{summary.verdict}  {summary.recipe} released in {seconds:.0f} s"]
     for gate in files.read_json(folder / "gate.json")["gates"]:
-        bounds = f"one-sided 95 % bounds {gate['low']:.4f} to {gate['high']:.4f}"
-        limit = f"{gate['op']} {gate['threshold']:g}"
-        lines.append(
-            f"  {gate['id']:<18}{gate['estimate']:.4f}  {bounds}, limit {limit}, n {gate['n']}"
-        )
+        lines.append(f"  {gate['id']:<18}{_numbers(gate)}")
     lines += [
         "",
         f"version   {summary.version}",
@@ -126,6 +123,16 @@ def closing_words(summary: Summary, seconds: float) -> str:
         "end       make down   (the model serves until then)",
     ]
     return "\n".join(lines)
+
+
+def _numbers(gate: dict[str, Any]) -> str:
+    if gate["estimate"] is None:
+        return str(gate["reason"])
+    limit = f"limit {gate['op']} {gate['threshold']:g}, n {gate['n']}"
+    if gate["low"] is None or gate["high"] is None:
+        return f"{gate['estimate']:.4f}  {gate['method']}, {limit}"
+    bounds = f"one-sided 95 % bounds {gate['low']:.4f} to {gate['high']:.4f}"
+    return f"{gate['estimate']:.4f}  {bounds}, {limit}"
 
 
 def _question_and_answer(summary: Summary) -> list[str]:

@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trainyard.evaluation.scores import read_judgements, read_scores
 from trainyard.gate import Decision, GateResult, Rules, Verdict, decide
+from trainyard.parity import record as parity_record
 from trainyard.recipe.base import Fraction, Frozen
 from trainyard.recipe.evaluate import Alpha
-from trainyard.recipe.gates import GateSpecs
+from trainyard.recipe.gates import GateSpecs, with_parity
 from trainyard.recipe.load import load
 
 
@@ -53,13 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0 for PASS, 1 for the other verdicts; InputError for input that cannot be read."""
+    """Exit code 0 for PASS, 1 for the other verdicts; InputError for input that cannot be read.
+
+    A `parity.json` beside the scores is decided on too, where the spec is a whole recipe or has the
+    gate `parity`.
+    """
     spec = load(args.spec, GateFile)
     scores = read_scores(args.scores)
     judgements = read_judgements(args.judgements) if args.judgements else []
     given = spec.evaluate
     rules = Rules(given.alpha, given.seed, given.max_invalid, given.max_truncated)
-    decision = decide(spec.gates, scores, judgements, rules)
+    parity = parity_record.read(args.scores.parent)
+    gates = with_parity(spec.gates) if spec.base_model and parity else spec.gates
+    decision = decide(gates, scores, judgements, rules, parity)
     print(json.dumps(decision.as_json(), indent=2) if args.json else as_text(decision))
     return 0 if decision.verdict is Verdict.PASS else 1
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from trainyard.errors import InputError
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.data import DataSpec
 from trainyard.recipe.deploy import DeploySpec
 from trainyard.recipe.evaluate import EvaluateSpec
-from trainyard.recipe.gates import GateSpecs
+from trainyard.recipe.gates import GateSpecs, with_parity
 from trainyard.recipe.load import load
 from trainyard.recipe.register import RegisterSpec
 from trainyard.recipe.resources import ResourcesSpec
@@ -49,7 +49,7 @@ class Recipe(Frozen):
     evaluate: EvaluateSpec
     """What candidate, base and champion are asked."""
 
-    gates: GateSpecs
+    gates: Annotated[GateSpecs, AfterValidator(with_parity)]
     """What the candidate must prove before it may ship."""
 
     register: RegisterSpec = RegisterSpec()

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from trainyard import files, stage
-from trainyard.evaluation.run import Arm, evaluate
+from trainyard.evaluation.run import Arm, evaluate, probes
 from trainyard.evaluation.scores import read_scores
+from trainyard.parity.check import Reference
+from trainyard.parity.probes import Answered, ask_server
+from trainyard.parity.record import FILE
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.data import SourceSpec
+from trainyard.recipe.evaluate import PYTHON_METRIC
 from trainyard.release import engine
 from trainyard.release.champion import Champion
 from trainyard.release.data import digest_sources
@@ -51,17 +55,23 @@ def inputs(job: Job, candidate: str, champion: Champion | None) -> dict[str, Any
         "candidate": candidate,
         "champion": champion.digest if champion else None,
         "engine": recipe.deploy.engine,
-        "code": code_digest("evaluation", "serving", "data"),
+        "code": code_digest("evaluation", "serving", "parity", "data"),
     }
 
 
 def _other_files(recipe: Recipe) -> dict[str, str]:
-    """Files that suites name beside their data: schemas, human labels, calibrations."""
+    """Files that suites name beside their data: schemas, labels, calibrations, own metrics."""
     named = [
         getattr(suite, key, None)
         for suite in recipe.evaluate.suites
         for key in ("json_schema", "labels", "calibration")
     ]
+    metrics = [
+        PYTHON_METRIC.fullmatch(metric)
+        for suite in recipe.evaluate.suites
+        for metric in getattr(suite, "metrics", ())
+    ]
+    named += [found["file"] for found in metrics if found]
     return {name: files.digest_file(Path(name)) for name in named if name and Path(name).is_file()}
 
 
@@ -80,19 +90,38 @@ def run(job: Job, trained: Trained, champion: Champion | None, progress: Progres
         if found:
             evaluated = _evaluated(held, found, skipped=True)
         else:
-            with ExitStack() as engines:
-                evaluate(
-                    job.recipe.evaluate,
-                    _start(job, trained, champion, held.folder, engines),
-                    held.folder / OUT,
-                    progress=lambda what, done, of: progress(done / max(of, 1), what),
-                    trusted=True,  # whoever may start a release may run the recipe's functions
-                    judge_cache=job.home / "judge",
-                )
+            with Reference(
+                trained.folder, job.recipe.evaluate.parity, held.folder / "parity.log"
+            ) as reference:
+                with ExitStack() as engines:
+                    arms = _start(job, trained, champion, held.folder, engines)
+                    evaluate(
+                        job.recipe.evaluate,
+                        arms,
+                        held.folder / OUT,
+                        progress=lambda what, done, of: progress(done / max(of, 1), what),
+                        trusted=True,  # who may start a release may run the recipe's functions
+                        judge_cache=job.home / "judge",
+                    )
+                    probed = _probe(job.recipe, arms["candidate"])
+                # the engine has given its memory back: now the trainer's model may have it
+                found_parity = reference.check(probed, trained.result.digest)
+                files.write_json(held.folder / OUT / FILE, found_parity.model_dump(mode="json"))
             result = {"scores": means(held.folder / OUT / "scores.jsonl")}
             evaluated = _evaluated(held, held.finish(result, [OUT]), skipped=False)
         held.publish(OUT, job.folder / "evaluation")
     return evaluated
+
+
+def _probe(recipe: Recipe, candidate: Arm) -> list[Answered]:
+    spec = recipe.evaluate
+    return ask_server(
+        candidate.base_url,
+        candidate.model,
+        probes(spec),
+        max_tokens=spec.parity.max_tokens,
+        timeout_s=spec.timeout_s,
+    )
 
 
 def _evaluated(held: Stage, result: dict[str, Any], *, skipped: bool) -> Evaluated:

@@ -6,6 +6,7 @@ from trainyard import files
 from trainyard.evaluation.scores import read_judgements, read_scores
 from trainyard.gate import Decision, Rules, decide, ledger
 from trainyard.gate.ledger import Attempt
+from trainyard.parity import record as parity_record
 from trainyard.release.champion import Champion
 from trainyard.release.evaluation import Evaluated
 from trainyard.release.job import Job
@@ -22,7 +23,7 @@ def run(job: Job, evaluated: Evaluated, candidate: str, champion: Champion | Non
         recipe.evaluate, attempts=ledger.others(book, this), has_champion=champion is not None
     )
     judgements = read_judgements(judged) if judged.exists() else []
-    decision = decide(recipe.gates, scores, judgements, rules)
+    decision = decide(recipe.gates, scores, judgements, rules, parity_record.read(evaluated.folder))
     ledger.record(book, replace(this, verdict=decision.verdict))
     files.write_json(job.folder / "gate.json", decision.as_json())
     return decision

@@ -1,17 +1,16 @@
 """Stage `rollout`: from a registered version to traffic, and to the alias that says so."""
 
-import json
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from trainyard import attestation, files, rollout
 from trainyard.data.read import read_samples
 from trainyard.errors import Refused
+from trainyard.parity.record import read as read_parity
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.evaluate import TaskSuite
-from trainyard.registry import open_registry
+from trainyard.registry.mirror import open_registries
 from trainyard.release.job import Job
 from trainyard.release.version import Registered
 from trainyard.rollout import Probe, Rollout, ServedVersion, StepRecord
@@ -37,9 +36,9 @@ def begin(job: Job, registered: Registered) -> Rollout:
     Raises Refused for a version that was altered, did not pass, or is not signed where it must be,
     and while another process controls a rollout.
     """
-    attestation.check(registered.folder, public_key=job.recipe.register.public_key)
+    attestation.check(registered.folder, sign=job.recipe.register.sign)
     target = rollout.open_target(job.recipe.deploy, job.recipe.name, job.home)
-    probe = first_probe(job, registered)
+    probe = first_probe(registered)
     files.write_json(job.folder / PROBE, probe.model_dump(mode="json"))
     served = ServedVersion(
         name=registered.name,
@@ -61,7 +60,7 @@ def end(job: Job, registered: Registered, controlled: Rollout, who: str) -> Serv
         raise Refused(
             f"the rollout of {registered.served_name} ended {state.phase}: {state.reason}"
         )
-    registry = open_registry(job.recipe.register.registry, job.home)
+    registry = open_registries(job.recipe.register, job.home)
     registry.promote(registered.name, registered.digest, who=who, why=f"release {job.run_id}")
     already = any(step.decision == "already" for step in state.done)
     endpoint = f"{controlled.target.endpoint()}/v1"
@@ -89,26 +88,17 @@ def question(sample: dict[str, Any]) -> list[dict[str, Any]]:
     return messages[:-1] if messages[-1]["role"] == "assistant" else messages
 
 
-def first_probe(job: Job, registered: Registered) -> Probe:
-    """The first held-out question, and what the evaluated candidate answered to it."""
-    first = next(replay(job), None)
-    if first is None:
+def first_probe(registered: Registered) -> Probe:
+    """A question of the parity check, and what the server that was evaluated answered to it.
+
+    Of all probes the one whose answer depends least on rounding. Raises InputError for a record
+    that cannot be read.
+    """
+    parity = read_parity(registered.folder / "evaluation")
+    if parity is None:  # a version from before the check
         return Probe(messages=({"role": "user", "content": "hello"},))
-    answers = registered.folder / "evaluation" / "answers.jsonl"
-    return Probe(
-        messages=tuple(first["messages"]),
-        max_tokens=first["max_tokens"],
-        answer=first_answer(answers),
-    )
-
-
-def first_answer(answers: Path) -> str | None:
-    with answers.open(encoding="utf-8") as lines:
-        for line in lines:
-            entry = json.loads(line)
-            if entry["arm"] == "candidate" and entry.get("text") is not None:
-                return str(entry["text"])
-    return None
+    surest = parity.surest
+    return Probe(messages=surest.messages, max_tokens=surest.max_tokens, answer=surest.answer)
 
 
 __all__ = ["Served", "StepRecord", "begin", "end"]

@@ -42,10 +42,16 @@ def forest_plot(gates: Sequence[Mapping[str, Any]]) -> str:
         numbers = [gate[key] for key in ("low", "high", "estimate", "threshold")]
         known = [value for value in numbers if value is not None]
         if gate["low"] is None or gate["threshold"] is None:
-            parts.append(_text(label_width, y + 4, "not measured", "start"))
+            parts.append(_text(label_width, y + 4, _without_interval(gate), "start"))
             continue
         parts += _forest_row(gate, min(known), max(known), y, label_width)
     return "".join([*parts, "</svg>"])
+
+
+def _without_interval(gate: Mapping[str, Any]) -> str:
+    if gate["estimate"] is None or gate["threshold"] is None:
+        return "not measured"
+    return f"{gate['estimate']:.2g}, limit {gate['threshold']:.4g}"
 
 
 def _forest_row(
