@@ -1,81 +1,175 @@
-"""People compare answers without knowing whose they are: export, a form, and import."""
+"""People look at a blinded sample of answers: the form, its export, and what they said.
+
+A form follows from the answers, the gate and the seed alone, so what comes back is checked against
+a form drawn afresh, and no key has to be kept or trusted.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from trainyard.errors import InputError
-from trainyard.evaluation.judge.protocol import judged_item
-from trainyard.evaluation.judge.suite import Duel
-from trainyard.evaluation.scores import Judgement
-from trainyard.files import read_json, write_json, write_text
+from trainyard.evaluation.scores import Judgement, Score
+from trainyard.files import digest_json, write_text
+from trainyard.recipe.gates import GateSpec
 
-CHOICES = {"one": "A", "two": "B", "tie": "tie"}
+CHOICES: dict[str, dict[str, Any]] = {
+    "human_win_rate": {"one": "A", "two": "B", "tie": "tie"},
+    "human_issue_rate": {"good": 0.0, "issue": 1.0},
+}
+WINS = {"A": 1.0, "B": 0.0, "tie": 0.5}
+FORM, ITEMS, ANSWERS = "form.html", "items.jsonl", "answers.jsonl"
 
 
-def export_pairs(
-    duels: Sequence[Duel], folder: Path, *, count: int, seed: int, suite: str, opponent: str
-) -> None:
-    """Write `pairs.jsonl` and `form.html` for people, and `key.json` to keep.
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What people see, in their order, and what only the gate knows: who stands where."""
 
-    `count` duels are drawn at random, so that their labels stand for all; each is shown in a
-    random order. Raises InputError when there are fewer.
+    gate: GateSpec
+    items: tuple[Mapping[str, Any], ...]
+    orders: Mapping[str, str]
+    """Item -> AB when the candidate's answer is shown first, else BA."""
+    duels: Mapping[str, str]
+    """Item -> digest of request and both answers, as a judge's `Duel` has it."""
+
+    @property
+    def digest(self) -> str:
+        return digest_json([self.gate.metric, self.gate.id, list(self.items)])
+
+
+def draw(gate: GateSpec, answers: Iterable[Mapping[str, Any]], seed: int) -> Form:
+    """Draw `gate.sample` samples of its suite at random; equal arguments draw the equal form.
+
+    `answers` are rows of `answers.jsonl`. Raises InputError when fewer were answered.
     """
-    if count > len(duels):
-        raise InputError(f"{count} pairs asked for, and the suite has {len(duels)}")
-    rng = Random(seed)
-    drawn = rng.sample(list(duels), count)
-    shown, key = [], {}
-    for duel in drawn:
-        order = rng.choice(("AB", "BA"))
-        one, two = duel.candidate, duel.other
-        if order == "BA":
-            one, two = two, one
-        shown.append({"id": duel.item.id, "prompt": judged_item(duel.item), "one": one, "two": two})
-        key[duel.item.id] = {"order": order, "answers": duel.digest}
-    write_text(folder / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in shown))
-    write_text(folder / "form.html", _form(shown))
-    write_json(folder / "key.json", {"suite": suite, "opponent": opponent, "pairs": key})
-
-
-def import_answers(choices: Path, key: Path, person: str) -> list[Judgement]:
-    """Judgements from the saved form, rows of `{"id": ..., "choice": "one" | "two" | "tie"}`.
-
-    Write them with `scores.write_rows` and name the file as the suite's `labels`. Raises
-    InputError for a row that does not belong to the export, or an id that is there twice.
-    """
-    known = read_json(key)
-    found: dict[str, Judgement] = {}
-    for number, line in enumerate(choices.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            name, verdict = row["id"], CHOICES[row["choice"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{choices}:{number} is no choice: {error!r}; a row has id and choice, which is "
-                "one, two or tie"
-            ) from error
-        if name not in known["pairs"]:
-            raise InputError(f"{choices}:{number} chooses on {name!r}, which was not exported")
-        if name in found:
-            raise InputError(f"{choices}:{number} chooses on {name!r} a second time")
-        pair = known["pairs"][name]
-        found[name] = Judgement(
-            id=name,
-            juror=person,
-            order=pair["order"],
-            verdict=verdict,
-            suite=known["suite"],
-            opponent=known["opponent"],
-            human=True,
-            answers=pair["answers"],
+    texts: dict[str, dict[str, str]] = {}
+    asked: dict[str, Mapping[str, Any]] = {}
+    for row in answers:
+        if row.get("suite") == gate.suite and isinstance(row.get("text"), str):
+            texts.setdefault(row["id"], {})[row["arm"]] = row["text"]
+            asked[row["id"]] = row
+            if row.get("reference") is not None:
+                texts[row["id"]]["reference"] = row["reference"]
+    sides = ["candidate"] + ([gate.opponent] if gate.opponent else [])
+    whole = sorted(name for name, by in texts.items() if all(side in by for side in sides))
+    if len(whole) < (gate.sample or 0):
+        raise InputError(
+            f"gate {gate.id} shows {gate.sample} samples, and suite {gate.suite} has {len(whole)} "
+            f"with an answer of {' and '.join(sides)}"
         )
-    return list(found.values())
+    rng = Random(digest_json([seed, gate.id, [[texts[name][side] for side in sides]
+                                              for name in whole]]))  # fmt: skip
+    items, orders, duels = [], {}, {}
+    for name in rng.sample(whole, gate.sample or 0):
+        by, request = texts[name], asked[name].get("request") or asked[name]["prompt"]
+        shown = {"id": name, "request": request}
+        if gate.opponent:
+            orders[name] = rng.choice(("AB", "BA"))
+            first, second = sides if orders[name] == "AB" else sides[::-1]
+            shown |= {"one": by[first], "two": by[second]}
+            duels[name] = digest_json([request, by["candidate"], by[gate.opponent]])
+        else:
+            shown |= {"answer": by["candidate"]}
+        if gate.opponent != "reference" and "reference" in by:
+            shown["reference"] = by["reference"]
+        items.append({**shown, "shown": digest_json(shown)[:16]})
+    return Form(gate, tuple(items), orders, duels)
 
 
-def _form(shown: Sequence[dict[str, str]]) -> str:
+def write(form: Form, folder: Path) -> None:
+    """Write the form as a page, and its items as JSON lines for other tools."""
+    write_text(
+        folder / ITEMS,
+        "".join(json.dumps({"form": form.digest, **item}) + "\n" for item in form.items),
+    )
     page = files("trainyard.evaluation").joinpath("human.html").read_text(encoding="utf-8")
+    content = {"form": form.digest, "pair": bool(form.gate.opponent), "items": form.items}
     # inside a script element only `<` can end the data
-    return page.replace("__PAIRS__", json.dumps(shown).replace("<", "\\u003c"))
+    write_text(folder / FORM, page.replace("__FORM__", json.dumps(content).replace("<", "\\u003c")))
+
+
+def read_answers(text: str, form: Form, where: str) -> dict[str, str]:
+    """Item -> choice of the whole form, from the JSON objects that the page saves.
+
+    Newlines between them may be lost. Raises InputError, in one sentence, for answers to another
+    form, to items that were not shown or were shown otherwise, twice, or not to all of them.
+    """
+    shown = {item["id"]: item["shown"] for item in form.items}
+    allowed = CHOICES[form.gate.metric]
+    found: dict[str, str] = {}
+    for number, row in enumerate(_objects(text, where), start=1):
+        place = f"{where}, answer {number}"
+        if not isinstance(row, dict) or not {"form", "id", "shown", "choice"} <= set(row):
+            raise InputError(f"{place} is no answer: save the file with the form's own button")
+        if row["form"] != form.digest:
+            raise InputError(
+                f"{place} belongs to another form ({str(row['form'])[:12]}): this release asks "
+                f"about other answers, in form {form.digest[:12]}"
+            )
+        if shown.get(str(row["id"])) != row["shown"]:
+            raise InputError(f"{place} is about {row['id']!r} as this form does not show it")
+        if row["choice"] not in allowed:
+            raise InputError(
+                f"{place} says {row['choice']!r}; it must be one of {', '.join(allowed)}"
+            )
+        if str(row["id"]) in found:
+            raise InputError(f"{place} is a second one on {row['id']!r}")
+        found[str(row["id"])] = row["choice"]
+    if len(found) < len(shown):
+        raise InputError(
+            f"{where} answers {len(found)} of {len(shown)}: open the form again and answer the rest"
+        )
+    return found
+
+
+def _objects(text: str, where: str) -> Iterable[Any]:
+    decoder, place = json.JSONDecoder(), 0
+    while (place := place + len(text[place:]) - len(text[place:].lstrip())) < len(text):
+        try:
+            row, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where} is not the file that the form saves: {error}") from error
+        yield row
+
+
+def scores(form: Form, choices: Mapping[str, str], clusters: Mapping[str, str]) -> list[Score]:
+    """What the gate reads: 1 for an issue, or for a win over the opponent (a tie is 0.5)."""
+    gate, found = form.gate, []
+    for name, choice in choices.items():
+        if gate.opponent:
+            verdict = CHOICES[gate.metric][choice]
+            value = WINS[str(verdict)] if form.orders[name] == "AB" else 1 - WINS[str(verdict)]
+        else:
+            value = float(CHOICES[gate.metric][choice])
+        metric = "human_win" if gate.opponent else "human_issue"
+        suite = gate.suite or ""
+        found.append(Score(name, suite, metric, "candidate", value, clusters.get(name)))
+    return found
+
+
+def judgements(form: Form, choices: Mapping[str, str]) -> list[Judgement]:
+    """The same as labels, by which a judge's win rate on this suite is corrected."""
+    if not form.gate.opponent:
+        return []
+    return [
+        Judgement(
+            id=name,
+            juror="people",
+            order=form.orders[name],
+            verdict=str(CHOICES[form.gate.metric][choice]),
+            suite=form.gate.suite or "",
+            opponent=form.gate.opponent,
+            human=True,
+            answers=form.duels[name],
+        )
+        for name, choice in choices.items()
+    ]
+
+
+def issues(form: Form, choices: Mapping[str, str]) -> Sequence[Mapping[str, Any]]:
+    """Items that people found an issue in, as they saw them."""
+    return [item for item in form.items if choices.get(item["id"]) == "issue"]

@@ -269,6 +269,9 @@ def _ids_differ(gates: tuple[GateSpec, ...]) -> tuple[GateSpec, ...]:
     twice = sorted({name for name in ids if ids.count(name) > 1})
     if twice:
         raise ValueError(f"two gates have the id {', '.join(twice)}; give each its own id")
+    forms = [(gate.metric, gate.suite) for gate in gates if gate.is_human]
+    if len(set(forms)) < len(forms):
+        raise ValueError("two gates show people the same suite for the same metric; leave one out")
     return gates
 
 
