@@ -34,7 +34,7 @@ def test_every_deployment_reaches_the_server_and_twice_changes_nothing() -> None
     with get_client(sync_client=True) as client:
         found = client.read_deployments()
         gpu = client.read_work_pool("gpu")
-    assert len(found) == 5
+    assert len(found) == 6
     release = next(d for d in found if d.name == "quickstart")
     assert release.parameters["environment"] == "team"
     assert {"recipe", "overrides", "environment", "dry_run"} == set(
