@@ -56,6 +56,8 @@ def release(
             release_stages(run, job, where, dry_run)
         finally:
             report.write(job, run)
+            if not dry_run:
+                registry.track(job, run.summary)
     return run.summary
 
 

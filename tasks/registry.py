@@ -2,6 +2,7 @@
 
 from prefect import task
 from prefect.artifacts import create_link_artifact
+from prefect.cache_policies import NO_CACHE
 
 from tasks.policy import RETRY_DELAYS_S, worth_retrying
 from trainyard import registration
@@ -21,7 +22,7 @@ from trainyard.run import Summary
 )
 def find_rival(job: Job, candidate: str) -> Champion | None:
     """Return the champion that the candidate has to beat, if there is one."""
-    registration.register_parked(job.home)  # what an earlier run could not register
+    registration.catch_up(job.recipe.register, job.home, job.recipe.name)
     return champion.rival_of(champion.find_champion(job.recipe, job.home), candidate)
 
 
@@ -38,6 +39,6 @@ def register(job: Job, summary: Summary, candidate: Candidate) -> Registered:
     return registered
 
 
-@task(name="track", timeout_seconds=1800)
+@task(name="track", timeout_seconds=1800, cache_policy=NO_CACHE)
 def track(job: Job, summary: Summary) -> None:
     tracking.log(job, summary)

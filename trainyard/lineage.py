@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,7 +21,7 @@ from trainyard import files, secrets
 from trainyard.errors import InputError, NotFound
 
 FILE = "lineage.json"
-SCHEMA = 1
+SCHEMA = 2
 SCHEMA_FILE = Path(__file__).with_name("lineage.schema.json")
 
 _DIFF_LIMIT = 1 << 20
@@ -81,6 +81,50 @@ class DataFacts(_Record):
     license: str | None = None
 
 
+class InputFile(_Record):
+    """A file that the release read, and where it is found again."""
+
+    role: Literal["data", "eval set", "base model"]
+    source: str
+    """The recipe's own words for where it is."""
+    name: str
+    """`source`, with the file appended for folders and remote places."""
+    sha256: str
+    size: int
+    """Bytes."""
+    dvc_md5: str | None = None
+    """What its DVC pointer says, when it has one."""
+    archived: bool = False
+    """The archive has it, under its sha256."""
+
+
+class Interval(_Record):
+    """A mean over samples with its two-sided 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    """Samples."""
+    method: str
+
+
+class Cost(_Record):
+    gpus: int
+    train_s: float
+    """Seconds of training, over all attempts."""
+    evaluate_s: float | None
+    price_per_gpu_hour: float | None
+    amount: float | None
+    """GPUs times hours times price, in the currency of the price; None without a price."""
+
+
+class Approval(_Record):
+    who: str
+    why: str
+    time: str
+
+
 class Gpu(_Record):
     name: str
     driver: str
@@ -93,7 +137,7 @@ class Environment(_Record):
     machine: str
     cpus: int
     threads: int | None
-    """OMP_NUM_THREADS, which decides how sums are split and so their last bits."""
+    """CPU threads of the training: they decide how sums are split and so their last bits."""
     packages: dict[str, str]
     """Distribution -> exact version."""
     lock_digest: str | None
@@ -114,6 +158,8 @@ class Timing(_Record):
 class Lineage(_Record):
     """Where a version comes from and what it proved."""
 
+    # schema 1 had no inputs, intervals, seeds, evidence, parity, cost, approval and tracker_runs
+
     schema_version: int = SCHEMA
     name: str
     digest: str
@@ -125,21 +171,35 @@ class Lineage(_Record):
     recipe: RecipeFacts
     base_model: BaseModelFacts
     data: DataFacts
+    inputs: tuple[InputFile, ...] = ()
+    seeds: dict[str, int] = {}
+    """What is drawn at random -> its seed."""
     training: dict[str, Any]
     """What the training process reported, and its seed."""
     environment: Environment
     stages: tuple[Timing, ...] = ()
     scores: dict[str, float] = {}
     """`suite/metric` -> the candidate's mean."""
+    intervals: dict[str, Interval] = {}
+    """The same with bounds, where there is more than one sample."""
     verdict: str
     gates: tuple[dict[str, Any], ...] = ()
     """Every gate's result, as decided."""
     eval_sets: dict[str, str] = {}
     """File -> sha256 of the samples that were asked."""
+    evidence: dict[str, str] = {}
+    """File of `evaluation/` -> sha256: what scores and verdict rest on."""
+    parity: dict[str, Any] | None = None
+    """Proof that what is served is what was trained, step by step; None where none was made."""
+    cost: Cost | None = None
+    approval: Approval | None = None
+    """None where nobody had to approve."""
     parent: str | None = None
     """Digest of the champion it was compared with."""
-    tracker_run: str | None = None
+    tracker_runs: dict[str, str] = {}
+    """Tracker -> its id of the run."""
     flow_run: str | None = None
+    """Prefect's id of the release."""
     who: str = ""
     """Who or what started the release."""
 
@@ -192,15 +252,16 @@ def git_state(folder: Path = Path()) -> Git | None:
     )
 
 
-def environment(lock: Path = Path("constraints.txt")) -> Environment:
-    threads = os.environ.get("OMP_NUM_THREADS", "")
+def environment(threads: int | None = None, *, lock: Path = Path("constraints.txt")) -> Environment:
+    """Describe this machine; `threads` are those of a training, by default OMP_NUM_THREADS."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
     gpus, cuda = _gpus()
     return Environment(
         python=platform.python_version(),
         platform=platform.platform(),
         machine=platform.machine(),
         cpus=os.cpu_count() or 1,
-        threads=int(threads) if threads.isdigit() else None,
+        threads=threads or (int(given) if given.isdigit() else None),
         packages=dict(sorted((d.name.lower(), d.version) for d in distributions() if d.name)),
         lock_digest=files.digest_file(lock) if lock.is_file() else None,
         image=os.environ.get("TRAINYARD_IMAGE"),
@@ -222,6 +283,7 @@ def differences(recorded: Environment, here: Environment) -> list[str]:
             "lock_digest",
             "image",
             "gpus",
+            "cuda",
         )
         if (was := getattr(recorded, field)) != (now := getattr(here, field))
     ]
@@ -230,37 +292,6 @@ def differences(recorded: Environment, here: Environment) -> list[str]:
         if was != now:
             said.append(f"{name}: {was} then, {now} here")
     return said
-
-
-def draw(lineage: Lineage) -> str:
-    """Draw a version's origin as text, from what is served back to what it was made of."""
-    git, data, environment = lineage.git, lineage.data, lineage.environment
-    state = "no git repository"
-    if git:
-        edited = " with changes in no commit" if git.dirty else ""
-        state = (
-            f"{git.commit[:12]} on {git.branch or 'no branch'}{edited}, {git.remote or 'no remote'}"
-        )
-    parent = lineage.parent[:12] if lineage.parent else "none: the first version"
-    scores = ", ".join(f"{name} {value:.4g}" for name, value in sorted(lineage.scores.items()))
-    gates = "; ".join(f"{gate.get('id')} {gate.get('verdict')}" for gate in lineage.gates)
-    return "\n".join(
-        [
-            f"{lineage.name}@{lineage.digest[:12]}   {lineage.verdict}, {lineage.created}",
-            f"├─ gates        {gates or 'none recorded'}",
-            f"├─ scores       {scores or 'none recorded'}",
-            f"├─ run          {lineage.run_id}, started by {lineage.who or 'nobody named'}",
-            f"├─ recipe       {lineage.recipe.path}, sha256 {lineage.recipe.digest[:12]}",
-            f"├─ commit       {state}",
-            f"├─ data         sha256 {data.digest[:12]}: {data.train} train, {data.val} val, "
-            f"{data.quarantine} set aside, of {data.lines} lines",
-            f"├─ base model   {lineage.base_model.ref}, {lineage.base_model.revision}, "
-            f"sha256 {lineage.base_model.digest[:12]}",
-            f"├─ environment  Python {environment.python}, {len(environment.packages)} packages, "
-            f"{environment.cpus} CPUs, {len(environment.gpus)} GPUs",
-            f"└─ parent       {parent}",
-        ]
-    )
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

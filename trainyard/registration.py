@@ -6,20 +6,21 @@ the registry is away, the version is parked in the home folder and the next run 
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from trainyard import attestation, files, storage, version
+from trainyard import attestation, files, inputs, storage, version
 from trainyard.card import write_card
 from trainyard.errors import Refused, Unavailable
 from trainyard.lineage import FILE as LINEAGE
 from trainyard.lineage import Git, Lineage
 from trainyard.recipe.register import RegisterSpec
-from trainyard.registry import VersionRecord, open_registry
+from trainyard.registry import VersionRecord
+from trainyard.registry.mirror import open_registries
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class Parked(BaseModel):
     who: str
     why: str
     since: str
+    held: tuple[str, ...] = ()
+    """Digests of the inputs that the archive is to keep, set aside in the home folder."""
 
 
 def publish(
@@ -55,11 +58,13 @@ def publish(
     evidence: Mapping[str, Path],
     *,
     who: str,
+    read: Sequence[inputs.Input] = (),
     progress: storage.Progress | None = None,
 ) -> Published:
     """Archive and register the version, and point `candidate` at it.
 
-    `evidence` maps places inside the version (`evaluation`, `gate.json`) to files and folders.
+    `evidence` maps places inside the version (`evaluation`, `gate.json`) to files and folders;
+    `read` are the files that it was made from, of which the archive keeps those marked so.
     Raises Refused for a version that may not ship, Unavailable after parking it.
     """
     check_may_ship(spec, facts)
@@ -86,9 +91,12 @@ def publish(
         verdict=facts.verdict,
         scores=facts.scores,
         parent=facts.parent,
-        tracker_run=facts.tracker_run,
+        tracker_runs=facts.tracker_runs,
     )
-    return _publish(spec, home, record, made.folder, who=who, store=store, progress=progress)
+    held = inputs.hold(home, read)
+    return _publish(
+        spec, home, record, made.folder, who=who, held=held, store=store, progress=progress
+    )
 
 
 def _signer(spec: RegisterSpec) -> Callable[[Path], None] | None:
@@ -132,13 +140,30 @@ def parked(home: Path) -> list[Parked]:
     return sorted(found, key=lambda waiting: waiting.since)
 
 
+def catch_up(spec: RegisterSpec, home: Path, name: str) -> None:
+    """Register what waits, and give the mirror of the model `name` what it missed."""
+    register_parked(home)
+    if spec.mirror:
+        try:
+            open_registries(spec, home).follow(name)
+        except Unavailable as error:
+            logger.warning("%s", error)
+
+
 def register_parked(home: Path) -> list[Published]:
     """Try again what is parked; what still cannot be registered stays parked."""
     done = []
     for waiting in parked(home):
         try:
             done.append(
-                _publish(waiting.spec, home, waiting.record, waiting.folder, who=waiting.who)
+                _publish(
+                    waiting.spec,
+                    home,
+                    waiting.record,
+                    waiting.folder,
+                    who=waiting.who,
+                    held=waiting.held,
+                )
             )
         except Unavailable as error:
             logger.warning("%s stays parked: %s", waiting.record.digest[:12], error)
@@ -152,6 +177,7 @@ def _publish(
     folder: Path,
     *,
     who: str,
+    held: Sequence[str] = (),
     store: storage.Store | None = None,
     progress: storage.Progress | None = None,
 ) -> Published:
@@ -159,12 +185,13 @@ def _publish(
     ticket = home / "parked" / f"{record.name}-{record.digest[:12]}.json"
     try:
         store = store or storage.open_store(spec.archive, home)
+        inputs.archive(store, home, held)  # before the version that is made from them
         kept = storage.put_tree(store, folder, place, progress)
         if kept.manifest_sha256 != record.manifest_sha256:
             # the same adapter was released before, and that version's evidence stays
             storage.get_tree(store, place, folder)
             record = record.model_copy(update={"manifest_sha256": kept.manifest_sha256})
-        registry = open_registry(spec.registry, home)
+        registry = open_registries(spec, home)
         known = {there.digest: there for there in registry.versions(record.name)}
         already = record.digest in known
         registry.register(record, folder)
@@ -175,7 +202,13 @@ def _publish(
     except Unavailable as error:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         waiting = Parked(
-            record=record, folder=folder, spec=spec, who=who, why=str(error), since=now
+            record=record,
+            folder=folder,
+            spec=spec,
+            who=who,
+            why=str(error),
+            since=now,
+            held=tuple(held),
         )
         files.write_json(ticket, waiting.model_dump(mode="json"))
         raise Unavailable(

@@ -61,7 +61,7 @@ class Reproduction(Frozen):
 
 def foresee(facts: Lineage, root: Path = Path()) -> list[str]:
     """Say everything that differs between then and here."""
-    said = lineage.differences(facts.environment, lineage.environment())
+    said = lineage.differences(facts.environment, lineage.environment(facts.environment.threads))
     git = facts.git
     if git is None:
         said.append("commit: made outside a git repository, so the code here is used")

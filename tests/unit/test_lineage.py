@@ -1,10 +1,11 @@
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from trainyard import lineage
+from trainyard import drawing, lineage
 from trainyard.errors import InputError, NotFound
 
 
@@ -83,7 +84,7 @@ def test_a_lineage_reads_back_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"schema_version": 99}', "schema 99 and this trainyard reads up to 1"),
+        ('{"schema_version": 99}', "schema 99 and this trainyard reads up to 2"),
         ("not json", "is no lineage"),
         ("[]", "is no lineage"),
         ("{}", "is no lineage"),
@@ -112,14 +113,25 @@ def test_every_package_that_differs_is_named() -> None:
 
 
 def test_the_drawing_leads_back_to_commit_and_data() -> None:
-    drawn = lineage.draw(sample())
-    for part in (
-        "support@aaaaaaaaaaaa",
-        "cccccccccccc on main",
-        "sha256 dddddddddddd",
-        "tickets PASS",
-    ):
-        assert part in drawn
+    shown = {"data": "d" * 64, "commit": "c" * 40, "gate": "tickets"}
+    for drawn in (drawing.as_text(sample()), drawing.as_html(sample())):
+        assert "support@aaaaaaaaaaaa" in drawn
+        assert all(part in drawn for part in shown.values())
+
+
+def test_the_page_is_self_contained_and_escapes_what_it_shows() -> None:
+    page = drawing.as_html(sample().model_copy(update={"who": "<script>alert(1)</script>"}))
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.search(r"(?:src|href)=", page)
+
+
+def test_a_lineage_of_schema_1_can_still_be_read(tmp_path: Path) -> None:
+    old = json.loads(sample().model_dump_json()) | {"schema_version": 1, "tracker_run": "abc"}
+    for key in ("inputs", "intervals", "seeds", "evidence", "parity", "cost", "approval"):
+        del old[key]
+    (tmp_path / "lineage.json").write_text(json.dumps(old))
+    assert lineage.read(tmp_path / "lineage.json").inputs == ()
 
 
 def test_the_json_schema_in_the_repository_is_current() -> None:

@@ -90,11 +90,12 @@ class Registry(Protocol):
     def forget(self, name: str, digest: str) -> None:
         """Take the version out of the registry; Refused while an alias or a tag names it."""
 
-    def follow(self, name: str) -> None:
+    def follow(self, name: str) -> None:  # noqa: ARG002  (only a mirror has anything to do)
         """Give a mirror what it missed, where there is one."""
+        return
 
     def check_forgettable(self, name: str, digest: str) -> None:
-        named = [alias for alias, at in self.aliases(name).items() if at == digest]
+        named: list[str] = [alias for alias, at in self.aliases(name).items() if at == digest]
         named += ["kept"] if digest in self.kept(name) else []
         if named:
             raise Refused(f"{name}@{digest[:12]} is {' and '.join(named)}, so it stays")

@@ -294,7 +294,8 @@ def _start(
         group=group,
         job_type=job,
         mode=mode,
-        **({"id": tracker_id(name), "resume": "allow"} if job == "release" else {}),
+        id=tracker_id(name) if job == "release" else None,
+        resume="allow" if job == "release" else None,
         reinit="create_new",
         settings=settings,
     )

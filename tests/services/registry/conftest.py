@@ -14,7 +14,7 @@ from tests.services.registry.wandb_loopback import serve
 from tests.services.registry.wandb_state import TEAM, State
 from trainyard import registry, version
 from trainyard.process import free_port
-from trainyard.recipe.register import MlflowRegistry, KeySigning, WandbRegistry
+from trainyard.recipe.register import KeySigning, MlflowRegistry, WandbRegistry
 from trainyard.registry import Registry, VersionRecord
 
 
