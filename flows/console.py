@@ -18,11 +18,11 @@ from flows.local_server import server_at_hand
 from tasks import progress
 from trainyard import files, plan
 from trainyard.environment import read_environment
-from trainyard.errors import Refused, TrainyardError
+from trainyard.errors import Refused, TrainyardError, Waiting
 from trainyard.recipe import parse_override, read_recipe
 from trainyard.run import Summary
 
-MARKS = {"done": "✓", "skipped": "=", "failed": "✗"}
+MARKS = {"done": "✓", "skipped": "=", "failed": "✗", "waiting": "…"}
 
 
 class Lines(logging.Handler):
@@ -82,6 +82,8 @@ def main(release: Callable[..., Summary]) -> None:
             )
     except Refused as error:
         _end(f"stopped: {error}", 1)
+    except Waiting as error:
+        _end(f"waiting: {error}", 3)
     except TrainyardError as error:
         _end(f"could not be done: {error}", 2)
     except KeyboardInterrupt:

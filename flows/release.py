@@ -1,7 +1,7 @@
 """From a recipe to a version with traffic."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect import flow
 
@@ -11,6 +11,7 @@ from flows.training import training
 from tasks import data, dispatch, gate, plan, registry, report, rollout
 from tasks.policy import quiet_own_errors
 from trainyard.environment import HERE, Environment, read_environment
+from trainyard.gate import Decision, Verdict
 from trainyard.recipe import read_recipe
 from trainyard.release.champion import Champion
 from trainyard.release.data import Checked
@@ -23,6 +24,15 @@ from trainyard.release.version import Candidate
 from trainyard.run import Run, Summary
 
 HOME = Path(".trainyard")
+
+
+class Proven(NamedTuple):
+    """What a candidate was compared with, its scores, and the decision that lets it ship."""
+
+    champion: Champion | None
+    evaluated: Evaluated
+    decision: Decision
+
 
 quiet_own_errors()
 
@@ -73,22 +83,14 @@ def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> Non
     with run.stage("train") as stage:
         trained = train(job, checked, where)
         stage.came_to(trained)
-    with run.stage("evaluate") as stage:
-        champion = registry.find_rival(job, trained.result.digest)
-        evaluated = evaluate(job, trained, champion, where)
-        stage.came_to(evaluated)
-        run.summary.scores = evaluated.scores
-    with run.stage("gate") as stage:
-        decision = gate.decide(job, evaluated, trained.result.digest, champion)
-        run.summary.verdict, stage.reason = decision.verdict, decision.reason
-        gate.must_pass(decision)
+    proven = prove(run, job, trained, where)
     with run.stage("register") as stage:
         candidate = Candidate(
             checked=checked,
             trained=trained,
-            champion=champion,
-            evaluated=evaluated,
-            decision=decision,
+            champion=proven.champion,
+            evaluated=proven.evaluated,
+            decision=proven.decision,
         )
         registered = registry.register(job, run.summary, candidate)
         run.summary.version = registered.served_name
@@ -97,6 +99,30 @@ def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> Non
         served = rollout.roll_out(job, registered)
         run.summary.endpoint = served.endpoint
         stage.came_to(served)
+
+
+def prove(run: Run, job: Job, trained: Trained, where: Environment) -> Proven:
+    """Evaluate and decide, on more items as long as only more of them can decide."""
+    digest = trained.result.digest
+    while True:
+        with run.stage("evaluate") as stage:
+            champion = registry.find_rival(job, digest)
+            evaluated = evaluate(job, trained, champion, where)
+            stage.came_to(evaluated)
+            run.summary.scores = evaluated.scores
+        with run.stage("gate") as stage:
+            decision = gate.decide(job, evaluated, digest, champion)
+            while decision.verdict is Verdict.PENDING_HUMAN:
+                run.summary.verdict, stage.reason = decision.verdict, decision.reason
+                report.write(job, run)
+                gate.wait_for_people(job, evaluated, champion, decision)
+                decision = gate.decide(job, evaluated, digest, champion)
+            run.summary.verdict, stage.reason = decision.verdict, decision.reason
+            larger = gate.next_look(job, decision)
+            if larger is None:
+                gate.must_pass(decision)
+                return Proven(champion, evaluated, decision)
+        job = larger
 
 
 def train(job: Job, checked: Checked, where: Environment) -> Trained:
@@ -117,7 +143,7 @@ def evaluate(
         return evaluation(job, trained, champion)
     return dispatch.once(
         where.evaluation,
-        "evaluate",
+        f"evaluate {len(job.looks) + 1}",
         parameters={"job": job, "trained": trained, "champion": champion},
         find=lambda: find_evaluated(job, trained, champion),
     )

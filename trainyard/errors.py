@@ -5,6 +5,7 @@ TrainyardError
 ├── Unavailable         a service did not answer: wait and try again               (exit 2)
 ├── NotFound            no such version, alias or run                              (exit 2)
 ├── Refused             a check said no, so nothing ships                          (exit 1)
+├── Waiting             people have to answer first, then run again                (exit 3)
 └── TrainingFailed      the training process ended without a result                (exit 2)
 
 A message says what was found, with values, then what to do. No class has an `__init__`: errors are
@@ -30,6 +31,10 @@ class NotFound(TrainyardError, LookupError):
 
 class Refused(TrainyardError):
     """A check said no. The release stops and nothing ships."""
+
+
+class Waiting(TrainyardError):
+    """The release goes on when people have answered; nothing ships until then."""
 
 
 class TrainingFailed(TrainyardError, RuntimeError):

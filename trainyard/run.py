@@ -22,7 +22,9 @@ from trainyard.errors import InputError, TrainyardError
 
 logger = logging.getLogger(__name__)
 
-Status = Literal["running", "done", "skipped", "failed"]
+Status = Literal["running", "done", "skipped", "waiting", "failed"]
+WAITING = "PENDING_HUMAN"
+"""Verdict with which a run that ends has not failed: it waits for people."""
 
 
 class Outcome(Protocol):
@@ -58,7 +60,7 @@ class Summary(BaseModel):
     process: process.ProcessRecord
     flow_run_id: str | None = None
     verdict: str | None = None
-    status: Literal["running", "done", "failed"] = "running"
+    status: Literal["running", "done", "waiting", "failed"] = "running"
     failed_stage: str | None = None
     error: str | None = None
     stages: list[StageSummary] = []
@@ -127,8 +129,11 @@ class Run:
             yield stage
             stage.status = "skipped" if stage.skipped else "done"
         except BaseException as error:
-            stage.status, stage.reason = "failed", reason_of(error)
-            self.summary.failed_stage = name
+            if self.summary.verdict == WAITING:
+                stage.status = "waiting"
+            else:
+                stage.status, stage.reason = "failed", reason_of(error)
+                self.summary.failed_stage = name
             raise
         finally:
             stage.seconds = round(time.monotonic() - begin, 2)
@@ -139,8 +144,9 @@ class Run:
             logger.log(level, "%s: %s", name, stage.reason or stage.status, extra=told)
 
     def end(self, error: BaseException | None = None) -> None:
-        self.summary.status = "failed" if error else "done"
-        self.summary.error = reason_of(error) if error else None
+        waits = self.summary.verdict == WAITING
+        self.summary.status = "waiting" if waits else "failed" if error else "done"
+        self.summary.error = reason_of(error) if error and not waits else None
         self.save()
         self.event("release", self.summary.status, reason=self.summary.error)
 

@@ -103,7 +103,8 @@ def _decide(
             return decide_judged(gate, judgements, rules)
         if gate.compare or gate.metric in ("capability_drop", "perplexity_ratio"):
             return decide_paired(gate, table, rules)
-        return decide_absolute(gate, table, rules)
+        found = decide_absolute(gate, table, rules)
+        return found.model_copy(update={"more_helps": False}) if gate.is_human else found
     except Unusable as error:
         reason, next_step = error.args
         return _without_numbers(gate, rules, Verdict.INVALID, reason, next_step)

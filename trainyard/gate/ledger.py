@@ -5,12 +5,11 @@ candidates on the same eval sets are counted, because one of many passes by chan
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trainyard.errors import InputError
-from trainyard.evaluation.scores import Score
 from trainyard.files import digest_json
 
 
@@ -23,17 +22,17 @@ class Attempt:
     candidate: str
     """Digest of the candidate's weights."""
     items: str
-    """Digest of what was asked: suites and ids of all samples."""
+    """Digest of the eval sets."""
     verdict: str
 
 
-def items_digest(scores: Iterable[Score]) -> str:
-    """What was asked, whoever answered: sha256 over suites and ids."""
-    return digest_json(sorted({(score.suite, score.id) for score in scores}))
+def sets_digest(sets: Mapping[str, str]) -> str:
+    """What can be asked, wherever it lies and however much of it is: sha256 of the files' own."""
+    return digest_json(sorted(sets.values()))
 
 
 def others(path: Path, attempt: Attempt) -> int:
-    """How many other candidates of this model were judged on the same items."""
+    """How many other candidates of this model were judged on the same sets."""
     return len(
         {
             past.candidate

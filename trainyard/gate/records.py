@@ -52,6 +52,8 @@ class Rules:
         equal levels are Pocock's design (1977, Biometrika 64:191), whose constant (0.0304 for two
         looks instead of 0.025) holds for normal scores only.
         """
+        if gate.is_human:  # people are asked once
+            return self.alpha
         looks = max((self.looks.get(suite, 1) for suite in suites), default=1)
         return self.alpha / gate.best_of / looks
 

@@ -48,7 +48,7 @@ class Evaluated(Frozen):
 def inputs(job: Job, candidate: str, champion: Champion | None) -> dict[str, Any]:
     recipe = job.recipe
     return {
-        "spec": recipe.evaluate.model_dump(mode="json"),
+        "spec": job.evaluate.model_dump(mode="json"),
         "files": _other_files(recipe),
         "eval_sets": digest_sources(SourceSpec(path=s.data) for s in recipe.evaluate.suites),
         "base": job.base().digest,
@@ -90,13 +90,14 @@ def run(job: Job, trained: Trained, champion: Champion | None, progress: Progres
         if found:
             evaluated = _evaluated(held, found, skipped=True)
         else:
+            _take_over(job, trained, champion, held)
             with Reference(
                 trained.folder, job.recipe.evaluate.parity, held.folder / "parity.log"
             ) as reference:
                 with ExitStack() as engines:
                     arms = _start(job, trained, champion, held.folder, engines)
                     evaluate(
-                        job.recipe.evaluate,
+                        job.evaluate,
                         arms,
                         held.folder / OUT,
                         progress=lambda what, done, of: progress(done / max(of, 1), what),
@@ -111,6 +112,14 @@ def run(job: Job, trained: Trained, champion: Champion | None, progress: Progres
             evaluated = _evaluated(held, held.finish(result, [OUT]), skipped=False)
         held.publish(OUT, job.folder / "evaluation")
     return evaluated
+
+
+def _take_over(job: Job, trained: Trained, champion: Champion | None, held: Stage) -> None:
+    """Start from the answers of the look before this one, so that only new items are asked."""
+    before = find(job.before, trained, champion) if job.before else None
+    for name in ("answers.jsonl", "guard.jsonl"):
+        if before and (before.folder / name).exists() and not (held.folder / OUT / name).exists():
+            files.write_bytes(held.folder / OUT / name, (before.folder / name).read_bytes())
 
 
 def _probe(recipe: Recipe, candidate: Arm) -> list[Answered]:

@@ -8,6 +8,7 @@ from trainyard import base_model, files
 from trainyard.base_model import BaseModel
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
+from trainyard.recipe.evaluate import EvaluateSpec
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -22,11 +23,28 @@ class Job(Frozen):
     recipe_path: str
     run_id: str
     home: Path
+    looks: tuple[dict[str, int], ...] = ()
+    """Sizes of suites at each further look, while a gate is INCONCLUSIVE; the last one holds."""
 
     @property
     def folder(self) -> Path:
         """Folder of the run."""
         return self.home / "runs" / self.run_id
+
+    @property
+    def evaluate(self) -> EvaluateSpec:
+        """What is asked at this look."""
+        spec, sizes = self.recipe.evaluate, self.looks[-1] if self.looks else {}
+        suites = tuple(
+            suite.model_copy(update={"limit": sizes.get(suite.name, suite.limit)})
+            for suite in spec.suites
+        )
+        return spec.model_copy(update={"suites": suites})
+
+    @property
+    def before(self) -> "Job | None":
+        """The look before this one."""
+        return self.model_copy(update={"looks": self.looks[:-1]}) if self.looks else None
 
     def base(self, *, download: bool = True) -> BaseModel:
         """Raises InputError when the base model cannot be used, Unavailable when it is away."""

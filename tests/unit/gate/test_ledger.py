@@ -1,8 +1,7 @@
 import pytest
 
 from trainyard.errors import InputError
-from trainyard.evaluation.scores import Score
-from trainyard.gate.ledger import Attempt, items_digest, others, record
+from trainyard.gate.ledger import Attempt, others, record, sets_digest
 
 
 def test_other_candidates_on_the_same_items_are_counted(tmp_path):
@@ -22,11 +21,9 @@ def test_the_same_decision_is_written_once(tmp_path):
     assert len(path.read_text().splitlines()) == 1
 
 
-def test_items_are_known_by_what_was_asked_not_by_the_answers():
-    one = [Score(i, "s", "accuracy", "candidate", 1.0) for i in "ab"]
-    other = [Score(i, "s", "rougeL", "base", 0.0) for i in "ba"]
-    assert items_digest(one) == items_digest(other)
-    assert items_digest(one) != items_digest(one[:1])
+def test_sets_are_known_by_their_content_not_by_their_place_or_the_share_that_is_asked():
+    assert sets_digest({"a/eval.jsonl": "1", "x": "2"}) == sets_digest({"y": "2", "b": "1"})
+    assert sets_digest({"a": "1"}) != sets_digest({"a": "2"})
 
 
 def test_a_broken_line_is_named(tmp_path):
