@@ -116,7 +116,7 @@ class Reference:
                 found[name] = _ids(own, answered)
         return found
 
-    def _read(self, pairs: list[dict[str, Any]]) -> dict[str, compare.Read] | str:
+    def _read(self, pairs: list[dict[str, Any]]) -> dict[str, Any] | str:
         """What the process measured, or why it could not."""
         asked = {
             "job": str(self._trained / JOB),
@@ -127,10 +127,10 @@ class Reference:
         }
         return self._talk(asked)
 
-    def _talk(self, asked: dict[str, Any]) -> dict[str, compare.Read] | str:
+    def _talk(self, asked: dict[str, Any]) -> dict[str, Any] | str:
         try:
             out, _ = self._process.communicate(json.dumps(asked).encode(), timeout=TIMEOUT_S)
-            read: dict[str, compare.Read] = json.loads(out)
+            read: dict[str, Any] = json.loads(out)
         except (subprocess.TimeoutExpired, ValueError):
             lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             last = lines[-1] if lines else f"exit {self._process.poll()}"

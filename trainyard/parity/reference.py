@@ -3,7 +3,8 @@
 Reads one JSON object from stdin: `job` (path of the training's job.json), `adapter` (folder),
 `merged` (folder or null), `threads` and `probes` (`prompt` and `answer` as token ids). Writes one
 to stdout: for `adapter`, `precision` and `merge` the log-probabilities of the answers' tokens,
-whether each was the first choice, and its lead over the second; `trainer` likewise.
+whether each was the first choice, and its lead over the second; `trainer` likewise, and `scales`:
+the layers whose exported adapter has another scale.
 """
 
 import gc
@@ -31,7 +32,7 @@ from trainyard.training.plain import arithmetic, load_model  # noqa: E402
 Read = dict[str, list[list[float]]]
 
 
-def answer(asked: dict[str, Any]) -> dict[str, Read]:
+def answer(asked: dict[str, Any]) -> dict[str, Any]:
     """Score the probes with every model; one model is in memory at a time."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -50,7 +51,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Read]:
     return found
 
 
-def _as_trained(file: JobFile, adapter: Path, probes: list[dict[str, Any]]) -> dict[str, Read]:
+def _as_trained(file: JobFile, adapter: Path, probes: list[dict[str, Any]]) -> dict[str, Any]:
     """The trained weights under the recipe's rank and scale, then the folder as PEFT reads it."""
     model = load_model(file)
     set_peft_model_state_dict(model, load_file(adapter_weights(str(adapter))))
@@ -61,7 +62,23 @@ def _as_trained(file: JobFile, adapter: Path, probes: list[dict[str, Any]]) -> d
         trainer = scores(model, probes)
         model.load_adapter(adapter, adapter_name="exported")
         model.set_adapter("exported")
-        return {"trainer": trainer, "adapter": scores(model, probes)}
+        return {
+            "trainer": trainer,
+            "adapter": scores(model, probes),
+            "scales": other_scales(model),
+        }
+
+
+def other_scales(model: Any) -> list[tuple[str, float, float | None]]:
+    """Layers whose exported adapter has another scale than the trained one, or none at all."""
+    found = []
+    for name, layer in model.named_modules():
+        scaling = getattr(layer, "scaling", None)
+        if isinstance(scaling, dict) and "default" in scaling:
+            exported = scaling.get("exported")
+            if exported != scaling["default"]:
+                found.append((name, scaling["default"], exported))
+    return found
 
 
 def _load(folder: Path, file: JobFile) -> Any:

@@ -145,6 +145,7 @@ def test_a_tampered_template_breaks_the_template_step(server, trained, tmp_path)
 def test_another_scale_of_the_adapter_breaks_the_adapter_step(server, trained, tmp_path):
     parity = check(server, changed(trained, tmp_path / "t", twice_the_scale))
     assert broken(parity) == "adapter"
+    assert "has the scale 2 in" in parity.steps[1].reason
     assert parity.steps[1].gap > 0.01
 
 
