@@ -8,7 +8,7 @@ from prefect import flow
 from flows import console
 from flows.evaluation import evaluation
 from flows.training import training
-from tasks import data, dispatch, gate, plan, registry, report, rollout
+from tasks import data, dispatch, gate, notify, plan, registry, report, rollout
 from tasks.policy import quiet_own_errors
 from trainyard.environment import HERE, Environment, read_environment
 from trainyard.gate import Decision, Verdict
@@ -68,6 +68,7 @@ def release(
             report.write(job, run)
             if not dry_run:
                 registry.track(job, run.summary)
+                notify.tell_release(job, run)
     return run.summary
 
 

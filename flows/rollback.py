@@ -4,6 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
+from tasks import notify
 from tasks import rollout as tasks
 from tasks.policy import quiet_own_errors
 from trainyard.rollout import Rollback
@@ -19,4 +20,7 @@ def rollback(name: str, why: str) -> Rollback:
         name: Name of the model, as in its recipe.
         why: Goes into the history of the alias.
     """
-    return tasks.roll_back(name, Path(".trainyard"), why)
+    home = Path(".trainyard")
+    done = tasks.roll_back(name, home, why)
+    notify.tell_rollback(name, home, done, why)
+    return done

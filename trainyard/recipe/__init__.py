@@ -16,6 +16,7 @@ from trainyard.recipe.deploy import DeploySpec
 from trainyard.recipe.evaluate import EvaluateSpec
 from trainyard.recipe.gates import GateSpecs, with_parity
 from trainyard.recipe.load import load
+from trainyard.recipe.notify import NotifySpec
 from trainyard.recipe.register import RegisterSpec
 from trainyard.recipe.resources import ResourcesSpec
 from trainyard.recipe.train import TrainSpec
@@ -57,6 +58,9 @@ class Recipe(Frozen):
 
     deploy: DeploySpec = DeploySpec()
     """How a version gets traffic."""
+
+    notify: NotifySpec = NotifySpec()
+    """Who is told how a release ended."""
 
     resources: ResourcesSpec = ResourcesSpec()
     """What training and evaluation need, and what it costs."""
