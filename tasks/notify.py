@@ -1,0 +1,53 @@
+"""Tell people how something ended. What goes wrong here is a warning, never a failure."""
+
+import logging
+import sys
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_UI_URL
+
+from trainyard import notify, versions
+from trainyard.recipe.notify import NotifySpec
+from trainyard.release.job import Job
+from trainyard.rollout import Rollback
+from trainyard.run import Run
+
+logger = logging.getLogger("trainyard.notify")
+
+
+def tell_release(job: Job, run: Run) -> None:
+    """Call it while the release ends: the error that ends it is the one being handled."""
+    if not job.recipe.notify.to:
+        return
+    try:
+        links = links_of(run.summary.flow_run_id)
+        links |= {"endpoint": run.summary.endpoint} if run.summary.endpoint else {}
+        links |= (
+            {"report": Path(run.summary.report).absolute().as_uri()} if run.summary.report else {}
+        )
+        send(job.recipe.notify, notify.of_release(run.summary, run.folder, sys.exception(), links))
+    except Exception as error:  # a release never fails for its message
+        logger.warning("notify: %s: %s", type(error).__name__, error)
+
+
+def tell_rollback(name: str, home: Path, done: Rollback, why: str) -> None:
+    try:
+        spec = versions.recipe_of(name, home).notify
+        if spec.to:
+            send(spec, notify.of_rollback(name, done, why))
+    except Exception as error:  # nor does a rollback
+        logger.warning("notify: %s: %s", type(error).__name__, error)
+
+
+@task(name="notify", cache_policy=NO_CACHE, persist_result=False, timeout_seconds=120)
+def send(spec: NotifySpec, message: notify.Message) -> list[str]:
+    """Send one message to every place; return what went wrong."""
+    return notify.send(spec, message)
+
+
+def links_of(flow_run_id: str | None) -> dict[str, str]:
+    """The run's page in the Prefect UI."""
+    url = PREFECT_UI_URL.value()
+    return {"run": f"{url}/runs/flow-run/{flow_run_id}"} if url and flow_run_id else {}
