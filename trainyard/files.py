@@ -1,5 +1,6 @@
 """Files that are whole or absent: atomic writes, content digests, linked copies."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,6 +9,21 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+
+def why(error: OSError, place: Path) -> str:
+    """One sentence about a failed read or write in the folder of `place`.
+
+    A full disk is also told from its free space: numpy and pyarrow lose the error's number.
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    folder = next(p for p in place.absolute().parents if p.exists())
+    free = shutil.disk_usage(folder).free
+    if full or (error.errno is None and free < 1 << 20):
+        return (
+            f"no space is left on the disk of {folder} ({free >> 10:,} KiB free): make room there"
+        )
+    return f"{error.filename or place}: {error.strerror or error}"
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:

@@ -22,14 +22,14 @@ from trainyard.data.containers import Table, open_table
 from trainyard.data.finish import finish
 from trainyard.data.job import Job
 from trainyard.data.leakage import read_eval_sets
-from trainyard.data.lines import cut
+from trainyard.data.lines import Chunk, cut, first
 from trainyard.data.locate import locate
 from trainyard.data.sample import common_grams
 from trainyard.data.template import Template
 from trainyard.data.tokens import FastTokens
 from trainyard.data.verdict import DataVerdict
 from trainyard.errors import InputError, TrainyardError
-from trainyard.files import digest_file, digest_json
+from trainyard.files import digest_file, digest_json, why
 from trainyard.process import die_with_parent
 from trainyard.recipe.data import DataSpec, SourceSpec
 
@@ -62,6 +62,8 @@ def check(
     `previous` is the version to compare with; `processes` 0 means one per core, and `runner` takes
     their place. Raises InputError for what cannot be read, and then `out` is as it was before.
     """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: name a folder for the data version")
     work = work_folder(out)
     tell = progress if progress is not None else _silent
     try:
@@ -77,7 +79,8 @@ def check(
         shutil.rmtree(work, ignore_errors=True)
         raise
     except OSError as error:
-        raise InputError(f"{error.filename or out}: {error.strerror or error}") from None
+        shutil.rmtree(work, ignore_errors=True)
+        raise InputError(why(error, out)) from None
     shutil.rmtree(work, ignore_errors=True)
     return verdict
 
@@ -108,10 +111,14 @@ def prepare(
             table = open_table(found.path.absolute(), found.name, i, found.spec, work)
             tables.append(replace(table, dvc_md5=found.dvc_md5))
             sources.append(found.spec)
-            if found.dvc_md5 is not None:
+            if found.dvc_md5 is not None and not found.dvc_md5.endswith(".dir"):
                 _dvc_matches(found.path, found.name, found.dvc_md5)
     size = CHUNK_WITH_TOKENS if template is not None else CHUNK
-    chunks = [(t, chunk) for t, table in enumerate(tables) for chunk in cut(table, size)]
+    chunks: list[tuple[int, Chunk]] = []
+    left = {table.source: found.rows for table, found in zip(tables, sources, strict=True)}
+    for t, table in enumerate(tables):
+        taken, left[table.source] = first(cut(table, size), left[table.source])
+        chunks += [(t, chunk) for chunk in taken]
     common = work / "common.npy"
     grams = common_grams(
         [c for _, c in chunks], [sources[t] for t, _ in chunks], spec.max_row_bytes
@@ -199,8 +206,9 @@ def _in_processes(
                 tell("checking rows", done, total)
             problem = worker.stderr.read() if worker.stderr is not None else ""
             if worker.wait():
-                last = problem.strip().splitlines()[-1:] or [f"exit {worker.returncode}"]
-                raise InputError(f"a chunk could not be checked: {last[0]}")
+                last = problem.strip().splitlines()[-1:] or [f"it ended with {worker.returncode}"]
+                said = "" if worker.returncode == 2 else "a chunk could not be checked: "
+                raise InputError(said + last[0])
     finally:
         for worker in workers:
             if worker.poll() is None:
@@ -218,7 +226,7 @@ def _cores() -> int:
 def _dvc_matches(path: Path, name: str, md5: str) -> None:
     with path.open("rb") as opened:
         found = hashlib.file_digest(opened, "md5").hexdigest()
-    if found != md5.removesuffix(".dir"):
+    if found != md5:
         raise InputError(f"{name} has md5 {found}, its DVC pointer says {md5}: run `dvc checkout`")
 
 

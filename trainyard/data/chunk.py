@@ -7,7 +7,6 @@ bytes wherever it runs, whole or not there. As a program: `python -m trainyard.d
 import base64
 import gc
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -32,7 +31,7 @@ from trainyard.data.structure import findings, refuse_unusable
 from trainyard.data.template import Template
 from trainyard.data.tokens import FastTokens
 from trainyard.errors import InputError
-from trainyard.files import write_json
+from trainyard.files import why, write_json
 
 BATCH = 4096
 REPEATED = 0.5
@@ -360,8 +359,11 @@ def main(arguments: list[str]) -> int:
         for number in numbers:
             check_chunk(Path(job), int(number))
             print(number, flush=True)
-    except (InputError, OSError) as error:
-        print(json.dumps(str(error)), file=sys.stderr)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(why(error, Path(job)), file=sys.stderr)
         return 2
     return 0
 

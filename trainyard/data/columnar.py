@@ -21,15 +21,21 @@ def unzst(file: Path) -> Iterator[bytes]:
         raise EOFError(str(error)) from None
 
 
-def to_lines(file: Path, name: str, target: Path, fits: Callable[[list[str], str], None]) -> Path:
-    """Write `target`, whose line n is row n of the file. `fits` may refuse the columns."""
+def to_lines(
+    file: Path, name: str, target: Path, fits: Callable[[list[str], dict[str, str]], None]
+) -> Path:
+    """Write `target`, whose line n is row n of the file.
+
+    `fits` may refuse the columns; it gets their names, and the types of those that hold no text.
+    """
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     try:
         schema, batches = _batches(file)
-        fits(schema.names, f"its columns are {', '.join(map(str, schema))}"[:300])
+        others = {f.name: str(f.type) for f in schema if not _may_be_text(f.type)}
+        fits(schema.names, others)
         with partial.open("wb") as out:
             for batch in batches:
                 for row in batch.to_pylist():
@@ -43,6 +49,13 @@ def to_lines(file: Path, name: str, target: Path, fits: Callable[[list[str], str
     if not partial.stat().st_size:
         raise InputError(f"{name} has columns and no rows")
     return partial.replace(target)
+
+
+def _may_be_text(type_: Any) -> bool:
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    kinds = ("is_string", "is_large_string", "is_string_view", "is_null")
+    return any(getattr(pa.types, kind)(type_) for kind in kinds)
 
 
 def _batches(file: Path) -> tuple[Any, Iterator[Any]]:

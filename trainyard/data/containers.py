@@ -9,7 +9,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
-from trainyard.data.formats import Shapes
+from trainyard.data.formats import TEXTS, Shapes
 from trainyard.data.messages import RowProblem
 from trainyard.errors import InputError
 from trainyard.files import digest_file, digest_json
@@ -83,8 +83,8 @@ def open_table(file: Path, name: str, source: int, spec: SourceSpec, work: Path)
     if head[:4] in (b"PAR1", b"ARRO", b"\xff\xff\xff\xff"):
         from trainyard.data.columnar import to_lines  # noqa: PLC0415  (pyarrow only when used)
 
-        def fits(columns: list[str], seen: str) -> None:
-            _known_columns(columns, name, spec, seen)
+        def fits(columns: list[str], others: dict[str, str]) -> None:
+            _known_columns(columns, name, spec, others)
 
         lines = scratch.with_suffix(".jsonl")
         return replace(table, path=to_lines(table.path, name, lines, fits))
@@ -122,15 +122,28 @@ def _blocks(file: Path) -> Iterator[bytes]:
     yield from unzst(file)
 
 
-def _known_columns(columns: list[str], name: str, spec: SourceSpec, seen: str) -> None:
-    renamed = {column: field for field, column in spec.columns.items()}
+def _known_columns(
+    columns: list[str], name: str, spec: SourceSpec, others: Mapping[str, str]
+) -> None:
+    """Raises InputError when no row can be usable; `others` are the types that hold no text."""
+    fields = {column: field for field, column in spec.columns.items()}
+    if spec.only_columns:
+        columns = [c for c in columns if c in fields]
     shapes = Shapes(spec.format)
     try:
-        shapes.recognise(frozenset(renamed.get(c, c) for c in columns))
+        shape = shapes.recognise(frozenset(fields.get(c, c) for c in columns))
     except RowProblem as problem:
         code, what = problem.args
-        if code != "ambiguous_format":  # null columns may decide it row by row
-            raise InputError(f"{name} holds no known format: {what}; {seen}") from None
+        if code == "ambiguous_format":  # null columns may decide it row by row
+            return
+        seen = f"its columns are {', '.join(columns)}"[:200]
+        raise InputError(f"{name} holds no known format: {what}; {seen}") from None
+    for column, type_ in others.items():
+        if fields.get(column, column) in shape.needs & TEXTS:
+            raise InputError(
+                f"{name}: its column {column} is {type_[:80]}, and a format {shape.name} needs "
+                "text there"
+            )
 
 
 def _text(table: Table, head: bytes, suffix: str, scratch: Path, spec: SourceSpec) -> Table:
@@ -212,7 +225,7 @@ def _csv(table: Table, suffix: str, scratch: Path, spec: SourceSpec) -> Table:
         raise InputError(f"{table.name} has its header twice, in lines 1 and 2: remove one")
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise InputError(f"{table.name} has two columns named {', '.join(twice)}")
-    _known_columns(list(header), table.name, spec, f"its columns are {', '.join(header)}"[:200])
+    _known_columns(list(header), table.name, spec, {})
     with table.path.open("rb") as opened:
         opened.seek(3 if table.has_bom else 0)
         found = [(start, len(raw), line) for raw, start, line in _records(opened)]

@@ -205,6 +205,34 @@ def _renamed(prompt: str, completion: str) -> Convert:
     return convert
 
 
+def _reflection(row: Row, _: Tags) -> Body:
+    """Axolotl's `reflection`: a draft, what is wrong with it, and the answer."""
+    told = (
+        f"### Thought:\n{_text(row, 'output')}\n\n### Agent Reflection:\n"
+        f"{_text(row, 'reflection')}\n\n### Final Response:\n{_text(row, 'corrected')}"
+    )
+    return {"kind": "sft", "messages": [user(_instruction(row)), assistant(told)]}
+
+
+def _choice(answer: str) -> Convert:
+    def convert(row: Row, _: Tags) -> Body:
+        choices = row["choices"]
+        if not isinstance(choices, list) or not all(type(c) is str for c in choices):
+            raise RowProblem("wrong_type", "choices is not a list of texts")
+        asked = "\n".join([_text(row, "question"), *(f"- {choice}" for choice in choices)])
+        return {"kind": "sft", "messages": [user(asked), assistant(_text(row, answer))]}
+
+    return convert
+
+
+def _pair_of(prompt: str, chosen: str, rejected: str) -> Convert:
+    def convert(row: Row, tags: Tags) -> Body:
+        asked = _instruction(row) if prompt == "instruction" else _text(row, prompt)
+        return _pair([*_opening(row), user(asked)], row[chosen], row[rejected], tags)
+
+    return convert
+
+
 def _side(value: Any, role: str, tags: Tags, key: str) -> list[Row]:
     """A prompt or completion: text, one message, or a list of messages."""
     if type(value) is str:
@@ -259,6 +287,7 @@ def _shape(name: str, needs: str, convert: Convert, may: str = "") -> Shape:
 
 SHAPES = (
     _shape("alpaca", "instruction output", _alpaca, "input history"),
+    _shape("alpaca", "instruction output reflection corrected", _reflection, "input"),
     _shape("alpaca", "instruction response", _renamed("instruction", "response"), "input"),
     _shape("alpaca", "INSTRUCTION RESPONSE", _renamed("INSTRUCTION", "RESPONSE")),
     _shape("preference", "instruction chosen rejected", _alpaca_pair, "input history"),
@@ -280,7 +309,17 @@ SHAPES = (
     _shape("prompt_completion", "article question answer", _context_question("article")),
     _shape("prompt_completion", "article summary", _renamed("article", "summary")),
     _shape("prompt_completion", "message_1 message_2", _renamed("message_1", "message_2")),
+    _shape("prompt_completion", "question choices answer", _choice("answer")),
+    _shape("prompt_completion", "question choices solution", _choice("solution")),
+    _shape("prompt_completion", "question choices explanation", _choice("explanation")),
     _shape("preference", "prompt chosen rejected", _preference),
+    _shape(
+        "preference",
+        "instruction chosen_response rejected_response",
+        _pair_of("instruction", "chosen_response", "rejected_response"),
+        "input",
+    ),
+    _shape("preference", "question chosen rejected", _pair_of("question", "chosen", "rejected")),
     _shape("preference", "chosen rejected", _implicit_preference),
     _shape("preference", "input preferred_output non_preferred_output", _openai_preference),
     _shape("preference", "chosen_messages rejected_messages", _v1_preference),
@@ -291,10 +330,33 @@ SHAPES = (
 )
 
 
+TEXTS = frozenset(
+    [
+        "instruction",
+        "output",
+        "response",
+        "INSTRUCTION",
+        "RESPONSE",
+        "generation",
+        "question",
+        "answer",
+        "context",
+        "article",
+        "summary",
+        "message_1",
+        "message_2",
+        "text",
+    ]
+)
+"""Columns that can only be text, in whatever format."""
+
+
 class Shapes:
     """Recognises rows of one source; remembers what it decided per set of columns."""
 
-    def __init__(self, format: str = "auto", tags: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, format: str = "auto", tags: Mapping[str, str | tuple[str, ...]] | None = None
+    ) -> None:
         self.shapes = [s for s in SHAPES if format in ("auto", s.name)]
         self.tags = Tags.named(tags or {})
         self.known: dict[tuple[str, ...], tuple[Convert, tuple[str, ...], bool]] = {}

@@ -1,7 +1,8 @@
 """Records of a table, by position: raw bytes with their line and byte offset."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,22 @@ def cut(table: Table, size: int) -> list[Chunk]:
             chunks.append(Chunk(table, start, end, first, block_lines))
             start, first = end, first + block_lines
     return chunks
+
+
+def first(chunks: list[Chunk], rows: int | None) -> tuple[list[Chunk], int | None]:
+    """Chunks of the first `rows` records, and how many more may come; None is no limit."""
+    if rows is None:
+        return chunks, None
+    taken: list[Chunk] = []
+    for chunk in chunks:
+        if chunk.lines > rows > 0:
+            *_, (_, offset, raw) = islice(records(chunk), rows)
+            end = chunk.start + rows if chunk.table.index is not None else offset + len(raw) + 1
+            chunk = replace(chunk, end=end, lines=rows)
+        if rows:
+            taken.append(chunk)
+            rows -= chunk.lines
+    return taken, rows
 
 
 def records(chunk: Chunk) -> Iterator[tuple[int, int, bytes]]:

@@ -21,6 +21,7 @@ ROLES = {
     "developer": "developer",
     "function_call": "function_call",
 }
+TAGGED = {r: r for r in ("user", "assistant", "system", "tool")} | {"function": "function_call"}
 KEPT = ("name", "tool_call_id", "weight", "train", "reasoning_content", "thinking")
 
 
@@ -31,14 +32,19 @@ class Tags:
     role: tuple[str, ...]
     content: tuple[str, ...]
     roles: Mapping[str, str]
+    train: str = "train"
 
     @classmethod
-    def named(cls, tags: Mapping[str, str]) -> "Tags":
-        roles = {tags[r]: r for r in ("user", "assistant", "system", "tool") if r in tags}
+    def named(cls, tags: Mapping[str, str | tuple[str, ...]]) -> "Tags":
+        given = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in tags.items()}
+        roles = {
+            name: canonical for tag, canonical in TAGGED.items() for name in given.get(tag, ())
+        }
         return cls(
-            role=(tags["role"],) if "role" in tags else ("role", "from"),
-            content=(tags["content"],) if "content" in tags else ("content", "value"),
+            role=given.get("role", ("role", "from")),
+            content=given.get("content", ("content", "value")),
             roles={**ROLES, **roles},
+            train=given.get("train", ("train",))[0],
         )
 
 
@@ -88,6 +94,8 @@ def _as_message(found: Any, tags: Tags, at: str) -> Message:
     for kept in KEPT:
         if found.get(kept) is not None:
             made[kept] = found[kept]
+    if tags.train != "train" and type(found.get(tags.train)) is bool:
+        made["train"] = found[tags.train]
     if "loss_weight" in found:
         made["weight"] = found["loss_weight"]
     return made

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from trainyard.data.containers import open_table
-from trainyard.data.lines import cut, records
+from trainyard.data.lines import cut, first, records
 from trainyard.data.locate import locate
 from trainyard.data.messages import RowProblem
 from trainyard.data.rows import RowReader, encode, in_file
@@ -20,10 +20,13 @@ def read_samples(path: Path | str, spec: SourceSpec | None = None) -> Iterator[d
     """Canonical rows in file order. Raises InputError naming file and line of the first bad row."""
     spec = spec if spec is not None else SourceSpec(path=str(path))
     with tempfile.TemporaryDirectory(prefix="trainyard-samples-") as scratch:
-        for found in locate(spec, Path(scratch)):
+        files = locate(spec, Path(scratch))
+        left = files[0].spec.rows
+        for found in files:
             table = open_table(found.path, found.name, 0, found.spec, Path(scratch))
             reader, place = RowReader(table, found.spec), in_file(found.name)
-            for chunk in cut(table, 1 << 24):
+            chunks, left = first(cut(table, 1 << 24), left)
+            for chunk in chunks:
                 for line, _, raw in records(chunk):
                     if not raw.strip():
                         continue

@@ -40,6 +40,11 @@ class RowReader:
             row = self._csv(raw)
         else:
             row = {"text": _decode(raw)}
+        if self.spec.only_columns:
+            spare = {k: v for k, v in row.items() if k not in self.renamed}
+            row = {self.renamed[k]: v for k, v in row.items() if k in self.renamed}
+            body, meta = self.shapes.body(row)
+            return body, meta | spare
         if self.renamed:
             row = {self.renamed.get(k, k): v for k, v in row.items()}
         return self.shapes.body(row)

@@ -1,6 +1,7 @@
 """Data files of an S3-compatible store. Endpoint and keys come from the AWS_* variables."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -10,14 +11,15 @@ from minio.credentials import ChainedProvider, EnvAWSProvider, IamAwsProvider
 from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError
 
-from trainyard.data.locate import PACKED, SUFFIXES
 from trainyard.errors import InputError, Unavailable
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
-def fetch(url: str, folder: Path) -> list[tuple[Path, str]]:
-    """Download an object, or every data file under a prefix; (local file, its URL) by name.
+def fetch(
+    url: str, folder: Path, wanted: Callable[[list[str]], list[str]]
+) -> list[tuple[Path, str]]:
+    """Download an object, or the `wanted` ones under a prefix; (local file, its URL) by name.
 
     A file already in `folder` under the object's ETag is not fetched again.
     """
@@ -26,23 +28,21 @@ def fetch(url: str, folder: Path) -> list[tuple[Path, str]]:
     try:
         client = _client()
         listed = client.list_objects(bucket, prefix=prefix, recursive=True)
-        found = [(o.object_name or "", (o.etag or "").strip('"')) for o in listed]
-        exact = [pair for pair in found if pair[0] == prefix]
+        found = {o.object_name or "": (o.etag or "").strip('"') for o in listed}
         below = prefix.rstrip("/") + "/" if prefix else ""
-        chosen = exact or [
-            pair
-            for pair in found
-            if pair[0].startswith(below) and pair[0].lower().endswith(SUFFIXES + PACKED)
-        ]
-        if not chosen:
+        names = [prefix] if prefix in found else wanted([n for n in found if n.startswith(below)])
+        if not names:
             raise InputError(f"{url}: no data file there ({len(found)} objects)")
         return [
-            (_get(client, bucket, *pair, folder), f"s3://{bucket}/{pair[0]}") for pair in chosen
+            (_get(client, bucket, name, found[name], folder), f"s3://{bucket}/{name}")
+            for name in sorted(names)
         ]
     except S3Error as error:
         raise InputError(f"{url}: {error.code}: {error.message}") from None
     except (HTTPError, MinioException) as error:
         raise Unavailable(f"{url}: {_endpoint()} did not answer: {error}") from None
+    except ValueError as error:
+        raise InputError(f"{url} cannot be read from {_endpoint()}: {error}") from None
 
 
 def _get(client: Minio, bucket: str, key: str, etag: str, folder: Path) -> Path:

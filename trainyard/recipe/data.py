@@ -23,16 +23,78 @@ Format = Literal[
 Action = Literal["off", "warn", "quarantine", "refuse"]
 """off: not looked for. warn: counted, the row stays. quarantine: the row is set aside.
 refuse: set aside, and one such row refuses the whole data set."""
+TAGS = frozenset(("role", "content", "train", "user", "assistant", "system", "tool", "function"))
 SensitiveAction = Literal["off", "warn", "redact", "quarantine", "refuse"]
 """As Action; redact: each finding is replaced by `[KIND]` and the row stays."""
+
+
+class AxolotlColumns(Frozen):
+    """Columns of a type that Axolotl's user defines."""
+
+    field_system: str | None = None
+    """Column of the system text."""
+
+    field_instruction: str | None = None
+    """Column of the question."""
+
+    field_input: str | None = None
+    """Column of what the question is about."""
+
+    field_output: str | None = None
+    """Column of the answer."""
+
+    field_prompt: str | None = None
+    """Column of the prompt of a pair or of a labelled answer."""
+
+    field_chosen: str | None = None
+    """Column of the better answer."""
+
+    field_rejected: str | None = None
+    """Column of the worse answer."""
+
+    field_completion: str | None = None
+    """Column of a labelled answer."""
+
+    field_label: str | None = None
+    """Column that says whether the answer is good."""
+
+
+class AxolotlSpec(Frozen):
+    """What an entry of Axolotl's `datasets:` says about its rows, under the same names."""
+
+    type: str | AxolotlColumns | None = None
+    """A type's name (alpaca, chat_template, completion, context_qa.load_v2, …) or its columns."""
+
+    field: str | None = None
+    """Column of the text of `type: completion`."""
+
+    field_messages: str | None = None
+    """Column of the conversation."""
+
+    field_tools: str | None = None
+    """Column of the tools."""
+
+    message_property_mappings: dict[str, str] = Field(default_factory=dict)
+    """`role` and `content` -> their keys inside a message."""
+
+    message_field_training: str | None = None
+    """Key inside a message that says whether it is learnt."""
+
+    roles: dict[Literal["user", "assistant", "system", "tool"], tuple[str, ...]] = Field(
+        default_factory=dict
+    )
+    """Role -> the names it has in the rows."""
+
+    roles_to_train: tuple[str, ...] = ()
+    """Roles that are learnt: assistant, and no other."""
 
 
 class SourceSpec(Frozen):
     """One source of rows."""
 
     path: str
-    """File, glob, folder, `s3://bucket/prefix`, `hf://owner/name@revision`, a `.dvc` file, or a
-    LLaMA-Factory `dataset_info.json`."""
+    """File, glob, folder, `s3://bucket/prefix`, `hf://owner/name@revision` (and a file, folder or
+    glob in it), a `.dvc` file, or a LLaMA-Factory `dataset_info.json`."""
 
     dataset: str | None = None
     """Entry of `dataset_info.json` when `path` names one."""
@@ -44,15 +106,32 @@ class SourceSpec(Frozen):
     """Our field -> the column that holds it, as {prompt: question, completion: answer}, or
     {messages: dialog}. Columns that are not named keep their own names."""
 
-    tags: dict[str, str] = Field(default_factory=dict)
-    """Names inside a message: `role` and `content` are its keys; `user`, `assistant`, `system` and
-    `tool` are the values of its role. As LLaMA-Factory's tags and Axolotl's property mappings."""
+    only_columns: bool = False
+    """Columns that `columns` does not name are metadata, whatever they are called, as
+    LLaMA-Factory has it."""
+
+    tags: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    """Names inside a message: `role`, `content` and `train` are its keys; `user`, `assistant`,
+    `system`, `tool` and `function` (a call) are the values of its role."""
+
+    axolotl: AxolotlSpec | None = None
+    """The same things as Axolotl says them, pasted from its `datasets:`."""
+
+    subset: str | None = None
+    """Of a folder: only files that have this in their path, as the configuration of a hub data
+    set. Path and name are read as words between `/ - _ .`"""
+
+    split: str | None = None
+    """Of a folder: only files of this split (`train-00000-of-00002.parquet`, `train/…`). Without
+    it, a folder that holds several is an error."""
+
+    rows: PositiveInt | None = None
+    """Read only so many rows, the first ones."""
 
     @model_validator(mode="after")
     def _known_tags(self) -> "SourceSpec":
-        known = {"role", "content", "user", "assistant", "system", "tool"}
-        if unknown := sorted(set(self.tags) - known):
-            raise ValueError(f"tags {unknown} are not among {sorted(known)}")
+        if unknown := sorted(set(self.tags) - TAGS):
+            raise ValueError(f"tags {unknown} are not among {sorted(TAGS)}")
         return self
 
 

@@ -123,6 +123,12 @@ NESTED = {"instruction": {"deep": {"er": [1]}}}
         ("rows.dat", b"\x01\x00\x02" * 50, "binary and no known container"),
         ("rows.parquet", b"PAR1 but not really", "cannot be read as a table"),
         ("rows.parquet", parquet([NESTED]), "no known format: output is missing"),
+        (
+            "rows.parquet",
+            parquet([NESTED | {"output": "a"}]),
+            r"column instruction is struct<deep.*, and a format alpaca needs text there",
+        ),
+        ("rows.parquet", parquet([{"text": [1, 2]}]), "column text is list<"),
         ("rows.parquet", parquet([{"a": 1}]), "no known format"),
         ("rows.csv", b"prompt,completion\n", "a header and no rows"),
         ("rows.csv", b"prompt,completion\nprompt,completion\na,b\n", "its header twice"),

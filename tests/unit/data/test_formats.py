@@ -32,6 +32,8 @@ KTO = {"kind": "kto", "prompt": [Q], "completion": [A], "label": True}
         ({"prompt": [Q], "completion": [A]}, SFT),
         ({"question": "q", "answer": "a"}, SFT),
         ({"message_1": "q", "message_2": "a"}, SFT),
+        ({"question": "q", "chosen": "a", "rejected": "b"}, PAIR),
+        ({"instruction": "q", "chosen_response": "a", "rejected_response": "b"}, PAIR),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, PAIR),
         ({"instruction": "q", "chosen": "a", "rejected": "b"}, PAIR),
         ({"chosen": [Q, A], "rejected": [Q, PAIR["rejected"][0]]}, PAIR),  # the prompt is implicit
@@ -126,6 +128,18 @@ def test_tags_name_the_words_of_a_source() -> None:
     tags = {"role": "who", "content": "said", "user": "me", "assistant": "it"}
     row = {"messages": [{"who": "me", "said": "q"}, {"who": "it", "said": "a"}]}
     assert Shapes("openai", tags).body(row)[0] == SFT
+
+
+def test_choices_are_listed_below_their_question() -> None:
+    row = {"question": "q", "choices": ["x", "y"], "explanation": "a"}
+    assert Shapes().body(row)[0]["messages"] == [{**Q, "content": "q\n- x\n- y"}, A]
+
+
+def test_a_draft_its_reflection_and_the_answer_are_learnt_together() -> None:
+    row = {"instruction": "q", "output": "x", "reflection": "y", "corrected": "a"}
+    told = Shapes().body(row)[0]["messages"][1]["content"]
+    titles = ["### Thought:", "x", "### Agent Reflection:", "y", "### Final Response:", "a"]
+    assert [line for line in told.split("\n") if line] == titles
 
 
 def test_columns_no_format_uses_are_metadata() -> None:
