@@ -1,9 +1,12 @@
 """What a person asks about versions from the command line: is it whole, and put the former back."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from trainyard import attestation, files, lineage, reproduction, rollout
+from trainyard import attestation, files, lineage, reproduction, rollout, storage
 from trainyard.errors import InputError, NotFound
+from trainyard.lineage import Lineage
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.registry import VersionRecord
@@ -13,6 +16,8 @@ from trainyard.release.job import Job
 from trainyard.release.version import Registered
 from trainyard.reproduction import Reproduction
 from trainyard.rollout import Rollback
+
+SERVED_HEADER = "x-trainyard-version"
 
 
 class Verified(Frozen):
@@ -60,12 +65,61 @@ def rollback(name: str, home: Path, *, why: str, who: str = "command line") -> R
     return done
 
 
-def reproduce(version: str, home: Path) -> Reproduction:
-    """Make a version again, from its lineage alone, and compare."""
+def reproduce(version: str, home: Path, said: Callable[[str], None]) -> Reproduction:
+    """Make a version again, from its lineage and the archive alone, and compare.
+
+    `said` hears every difference before the start.
+    """
+    folder, store = Path(version), None
+    if folder.is_dir():
+        facts = lineage.read(folder / lineage.FILE)
+        spec = Recipe.model_validate(facts.recipe.resolved).register
+    else:
+        recipe, _, folder = _fetched(*_named(version), home)
+        facts, spec = lineage.read(folder / lineage.FILE), recipe.register
+    store = storage.open_store(spec.archive, home)
+    return reproduction.reproduce(facts, home, store=store, said=said)
+
+
+def origin(version: str, home: Path) -> Lineage:
+    """Return where a version comes from: of a folder, or by `NAME@REF`."""
     folder = Path(version)
     if not folder.is_dir():
         folder = _fetched(*_named(version), home)[2]
-    return reproduction.reproduce(lineage.read(folder / lineage.FILE), home)
+    return lineage.read(folder / lineage.FILE)
+
+
+def served_by(headers: str, home: Path) -> str:
+    """Return `NAME@DIGEST` of the version that gave an answer, from the answer's headers.
+
+    `headers` is a file, or `-` for standard input, as `curl -D` writes it. Raises NotFound without
+    the header that every answer of a gateway has, or for a version of no model in `home`.
+    """
+    text = sys.stdin.read() if headers == "-" else Path(headers).read_text(encoding="utf-8")
+    pairs = [line.strip(" <\r").partition(":") for line in text.splitlines()]
+    digests = [value.strip() for name, _, value in pairs if name.lower() == SERVED_HEADER]
+    if not digests:
+        raise NotFound(f"{headers} has no header {SERVED_HEADER}: did a gateway answer?")
+    for name in models(home):
+        registry = open_registries(recipe_of(name, home).register, home)
+        if any(record.digest == digests[-1] for record in registry.versions(name)):
+            return f"{name}@{digests[-1]}"
+    raise NotFound(f"no model of {home} has a version {digests[-1][:12]}")
+
+
+def models(home: Path) -> list[str]:
+    """Return the names of the models that were released from `home`."""
+    found = (home / "runs").glob("*/recipe.json")
+    return sorted({str(files.read_json(path)["name"]) for path in found})
+
+
+def keep(version: str, home: Path, why: str | None) -> VersionRecord:
+    """Tag a version so that no sweep takes it; with `why` None, remove the tag."""
+    name, ref = _named(version)
+    registry = open_registries(recipe_of(name, home).register, home)
+    record = registry.resolve(name, ref)
+    registry.keep(name, record.digest, why)
+    return record
 
 
 def to_serve(name: str, ref: str, home: Path) -> tuple[Job, Registered]:
@@ -77,7 +131,12 @@ def to_serve(name: str, ref: str, home: Path) -> tuple[Job, Registered]:
     attestation.check(folder, record.manifest_sha256, recipe.register.sign)
     job = Job(recipe=recipe, recipe_path=f"{name}@{ref}", run_id=record.run_id, home=home)
     registered = Registered(
-        name=name, digest=record.digest, folder=folder, url=record.url, skipped=True
+        name=name,
+        digest=record.digest,
+        folder=folder,
+        url=record.url,
+        manifest_sha256=record.manifest_sha256,
+        skipped=True,
     )
     return job, registered
 

@@ -1,6 +1,7 @@
 """Stage `rollout`: from a registered version to traffic, and to the alias that says so."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -34,9 +35,15 @@ def begin(job: Job, registered: Registered) -> Rollout:
     """Become the controller of this version's rollout.
 
     Raises Refused for a version that was altered, did not pass, or is not signed where it must be,
-    and while another process controls a rollout.
+    and while another process controls a rollout. The same is proven before each rise of its weight.
     """
-    attestation.check(registered.folder, sign=job.recipe.register.sign)
+    prove = partial(
+        attestation.check,
+        registered.folder,
+        registered.manifest_sha256,
+        sign=job.recipe.register.sign,
+    )
+    prove()
     target = rollout.open_target(job.recipe.deploy, job.recipe.name, job.home)
     probe = first_probe(registered)
     files.write_json(job.folder / PROBE, probe.model_dump(mode="json"))
@@ -47,7 +54,9 @@ def begin(job: Job, registered: Registered) -> Rollout:
         base=job.base().path.absolute(),
         probe=probe,
     )
-    return rollout.begin(target, served, spec=job.recipe.deploy, replay=list(replay(job)))
+    controlled = rollout.begin(target, served, spec=job.recipe.deploy, replay=list(replay(job)))
+    controlled.prove = prove
+    return controlled
 
 
 def end(job: Job, registered: Registered, controlled: Rollout, who: str) -> Served:

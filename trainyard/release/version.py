@@ -141,6 +141,7 @@ def describe(
         stages=tuple(
             Timing(name=stage.name, seconds=stage.seconds, skipped=stage.skipped)
             for stage in summary.stages
+            if stage.seconds is not None
         ),
         scores=flat_scores(evaluated),
         intervals=intervals(evaluated.folder / "scores.jsonl"),

@@ -7,7 +7,7 @@ once its lease runs out; whoever begins the same rollout again goes on where it 
 import logging
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainyard.errors import Refused, TrainyardError
@@ -52,6 +52,8 @@ class Rollout:
         self._spec = spec
         self._store = Store(target.folder)
         self._replay = Replay(replay)
+        self.prove: Callable[[], object] = lambda: None
+        """Called before the start and before each rise of the weight; raises to end the rollout."""
 
     @property
     def plan(self) -> tuple[str, ...]:
@@ -96,6 +98,8 @@ class Rollout:
 
     def _run(self, name: str, began: float) -> StepRecord:
         try:
+            if name != SOAK:
+                self._prove()
             match name:
                 case "start":
                     return self._start(began)
@@ -108,6 +112,12 @@ class Rollout:
         except Aborted as end:
             decision = "roll_back" if self.state.phase == "soaking" else "abort"
             return self._record(name, began, decision, str(end))
+
+    def _prove(self) -> None:
+        try:
+            self.prove()
+        except TrainyardError as error:
+            raise Aborted(str(error)) from error
 
     def _record(
         self, name: str, began: float, decision: str, reason: str, **rest: Any

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from trainyard.rollout.gateway_target import GatewayTarget, serving_folder
 from trainyard.rollout.local import LocalEngines
 from trainyard.rollout.state import Store
 from trainyard.rollout.target import ServedVersion
+from trainyard.version import assemble, digest_of, verify
 
 QUICK = Canary(steps=(20, 50), min_requests=8, requests=12, margin=0.1, look_s=0.4)
 SPEC = DeploySpec(port=0, strategy=QUICK, soak_s=0.5, lease_s=2, ready_timeout_s=20)
@@ -397,3 +399,22 @@ def test_a_first_version_that_fails_leaves_nothing_running(
     with pytest.raises(NotFound, match="no gateway runs"):
         target.endpoint()
     assert target.engine("blue") is None
+
+
+def test_a_version_altered_in_mid_canary_gets_no_more_weight_and_the_champion_has_everything(
+    target: GatewayTarget, champion: ServedVersion, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "weights").write_text("trained")
+    parts: dict[str, Path | str] = {"gate.json": "PASS"}
+    made = assemble(tmp_path / "made", "support", digest_of(adapter), adapter, parts)
+    rolling = rollout.begin(target, version(tmp_path, "bbbbbbbb"), spec=SPEC, replay=REPLAY)
+    rolling.prove = partial(verify, made.folder)
+    assert [rolling.step().step, rolling.step().step] == ["start", "20 %"]
+    (made.folder / "gate.json").write_text("FAIL")
+    record = rolling.step()
+    assert (record.step, record.decision, record.weight) == ("50 %", "abort", 20)
+    assert "gate.json was changed" in record.reason
+    assert rolling.state.phase == "aborted"
+    assert serving(target) == champion.digest
