@@ -29,6 +29,16 @@ class TrainSpec(Frozen):
     """`qlora` keeps the frozen base in 4-bit NF4 with double quantisation (Dettmers et al. 2023,
     arXiv:2305.14314); `lora` keeps it in 16 bits (Hu et al. 2021, arXiv:2106.09685)."""
 
+    objective: Literal["sft", "dpo", "orpo", "kto"] = "sft"
+    """`sft` imitates answers. `dpo` (Rafailov et al. 2023, arXiv:2305.18290) and `orpo` (Hong et
+    al. 2024, arXiv:2403.07691) learn from pairs of a chosen and a rejected answer, `kto`
+    (Ethayarajh et al. 2024, arXiv:2402.01306) from answers marked good or bad. All but `sft` are
+    trained by `backend: trl`."""
+
+    beta: PositiveFloat = 0.1
+    """`dpo`, `kto`: how strongly the model is held to the one it starts from; `orpo`: weight of the
+    odds ratio (lambda in the paper). 0.1 as in the three papers."""
+
     rank: PositiveInt = 16
     """Rank of the low-rank update (Hu et al. 2021); 16 is the default of Unsloth's guides."""
 
@@ -149,6 +159,16 @@ class TrainSpec(Frozen):
     def _dora_is_trls(self) -> "TrainSpec":
         if self.dora and self.backend != "trl":
             raise ValueError(f"dora needs backend: trl, not {self.backend}")
+        return self
+
+    @model_validator(mode="after")
+    def _preferences_are_trls(self) -> "TrainSpec":
+        if self.objective != "sft" and self.backend == "unsloth":
+            raise ValueError(f"objective {self.objective} needs backend: trl, not unsloth")
+        if self.objective == "kto" and self.device_batch_size < 2:
+            raise ValueError(
+                "objective kto compares rows within device_batch_size: set it to 2 or more"
+            )
         return self
 
     @model_validator(mode="after")

@@ -64,7 +64,7 @@ def launch(
 
 
 def choose_backend(job: TrainJob) -> Backend:
-    """Return the backend; `auto` is Unsloth where it is installed, without importing it.
+    """Return the backend; `auto` is Unsloth where it is installed and can train the objective.
 
     Raises InputError when the recipe asks for a backend that is not installed.
     """
@@ -74,6 +74,8 @@ def choose_backend(job: TrainJob) -> Backend:
         raise InputError("unsloth is not installed: see the README, or set backend: trl")
     if job.spec.backend != "auto":
         return job.spec.backend
+    if job.spec.objective != "sft":
+        return "trl"
     return "unsloth" if _installed("unsloth") else "trl"
 
 

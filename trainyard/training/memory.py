@@ -136,7 +136,8 @@ def estimate(
     """
     shape = config if isinstance(config, Shape) else shape_of(config)
     rows = rows or train.device_batch_size
-    positions = rows * (tokens or train.max_seq_len)
+    answers = 2 if train.objective in ("dpo", "orpo") else 1  # chosen and rejected, in one pass
+    positions = rows * answers * (tokens or train.max_seq_len)
     per_weight = NF4_BYTES if train.method == "qlora" else _width(train)
     embedding = 4 if embeddings_in_32_bits else _width(train)
     norms = 2 * shape.layers * shape.hidden * 4

@@ -20,7 +20,7 @@ def write_adapter(model: Any, template: Template, job: TrainJob, folder: Path) -
     adapter, part = folder / ADAPTER, folder / f".{ADAPTER}"
     for old in (adapter, part):
         shutil.rmtree(old, ignore_errors=True)
-    model.save_pretrained(str(part), safe_serialization=True)
+    model.save_pretrained(str(part), safe_serialization=True, selected_adapters=["default"])
     (part / "README.md").unlink(missing_ok=True)
     config = read_json(part / "adapter_config.json")
     config["base_model_name_or_path"] = job.base_ref

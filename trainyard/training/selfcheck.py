@@ -16,7 +16,8 @@ from trainyard.training.job import JobFile
 from trainyard.training.rows import IGNORED
 
 TOLERANCE = 0.01
-"""Relative difference allowed between two ways to compute the same gradient norm."""
+"""Relative difference allowed between two ways to compute the same number."""
+CHATS = ("sft", "preference", "kto")
 
 
 class Failed(RuntimeError):
@@ -31,8 +32,11 @@ def all_checks(
     turns_end(rows, template, trainer.data_collator)
     found: dict[str, Any] = {"quantised_layers": quantised(trainer.model, file)}
     with undisturbed(trainer.model):
-        batch = trainer.data_collator(sorted(rows, key=lambda row: len(row["input_ids"]))[:8])
-        found["accumulation"] = accumulation(trainer, batch)
+        short = sorted(rows, key=lambda row: len(row["input_ids"]))[:8]
+        batch = trainer.data_collator(short)
+        if trainer.start_loss is not None:
+            found["start_loss"] = starts_at_the_reference(trainer, batch)
+        found["accumulation"] = accumulation(trainer, short)
         if found["quantised_layers"] and trainer.args.device.type == "cpu":
             found["gradient_after_eval"] = gradient_after_eval(trainer, batch)
         if trainer.args.device.type == "cuda":
@@ -52,7 +56,7 @@ def rows_are_trained(rows: list[dict[str, Any]]) -> None:
 def turns_end(rows: list[dict[str, Any]], template: Template, collate: Any) -> None:
     """The end of a turn is trained in every chat row, and survives collation."""
     eos = set(template.eos_token_ids)
-    chats = [row for row in rows if row["kind"] == "sft"]
+    chats = [row for row in rows if row["kind"] in CHATS]
     open_ended = [row["id"] for row in chats if _last_label(row) not in eos]
     if open_ended:
         raise Failed(
@@ -60,16 +64,31 @@ def turns_end(rows: list[dict[str, Any]], template: Template, collate: Any) -> N
             f"ends the answer ({sorted(eos)}), first {open_ended[0]}: the model would never stop"
         )
     for row in chats[:1]:
-        longer = {key: [*row[key], *row[key]] for key in ("input_ids", "labels")}
-        labels = collate([row, longer])["labels"][0]
-        if int((labels != IGNORED).sum()) != sum(label != IGNORED for label in row["labels"]):
+        longest = max(rows, key=lambda row: len(row["input_ids"]))
+        batch = collate([row, longest])
+        trained = (
+            batch["completion_mask"] if "completion_mask" in batch else batch["labels"] != IGNORED
+        )
+        if int(trained[0].sum()) != sum(label != IGNORED for label in row["labels"]):
             raise Failed("padding: the collator changed which tokens are trained")
-        if collate.pad_id in eos:
-            raise Failed(f"padding: token {collate.pad_id} pads and ends a turn")
+        if collate.pad_token_id in eos:
+            raise Failed(f"padding: token {collate.pad_token_id} pads and ends a turn")
 
 
 def _last_label(row: dict[str, Any]) -> int:
     return next(label for label in reversed(row["labels"]) if label != IGNORED)
+
+
+def starts_at_the_reference(trainer: Any, batch: dict[str, Any]) -> float:
+    """Before the first step, the model that is trained is the one it is compared with."""
+    with torch.no_grad():
+        loss = float(trainer.loss_of(batch, trainer.units(batch)))
+    if abs(loss - trainer.start_loss) > TOLERANCE * trainer.start_loss:
+        raise Failed(
+            f"reference: the loss is {loss:.4f} before the first step, {trainer.start_loss:.4f} if "
+            "the reference were the model that training starts from"
+        )
+    return loss
 
 
 def quantised(model: Any, file: JobFile) -> int:
@@ -101,30 +120,24 @@ def undisturbed(model: Any) -> Iterator[None]:
 
 def gradient_norm(trainer: Any, batches: list[dict[str, Any]]) -> float:
     """Norm of the adapter's gradient, accumulated over `batches` as the trainer scales it."""
-    trained = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches)
-    count = torch.tensor(trained, device=trainer.args.device)
+    units = sum(trainer.units(batch) for batch in batches)
     model = trainer.model
     model.train()
     model.zero_grad(set_to_none=True)
     for batch in batches:
-        inputs = {key: value.to(trainer.args.device) for key, value in batch.items()}
-        with torch.autocast(trainer.args.device.type, torch.bfloat16, enabled=trainer.args.bf16):
-            loss = trainer.compute_loss(model, inputs, num_items_in_batch=count)
-        loss.backward()
+        trainer.loss_of(batch, units).backward()
     squares = [float(p.grad.float().pow(2).sum()) for p in model.parameters() if p.grad is not None]
     return math.sqrt(sum(squares))
 
 
-def accumulation(trainer: Any, batch: dict[str, Any]) -> dict[str, float]:
+def accumulation(trainer: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
     """The gradient of a batch must not depend on how many pieces it is computed in."""
-    half = math.ceil(batch["input_ids"].shape[0] / 2)
-    pieces = [
-        {key: value[part] for key, value in batch.items()}
-        for part in (slice(None, half), slice(half, None))
-    ]
-    if not pieces[1]["input_ids"].shape[0]:
+    half = math.ceil(len(rows) / 2)
+    if half == len(rows):
         return {}
-    whole, parts = gradient_norm(trainer, [batch]), gradient_norm(trainer, pieces)
+    collate = trainer.data_collator
+    whole = gradient_norm(trainer, [collate(rows)])
+    parts = gradient_norm(trainer, [collate(rows[:half]), collate(rows[half:])])
     if not (whole > 0 and math.isfinite(whole)):
         raise Failed(f"gradient: its norm is {whole}, nothing would be learned")
     if abs(whole - parts) > TOLERANCE * whole:
@@ -164,7 +177,7 @@ def save_and_load(model: Any) -> int:
     """What is written to disk is what was in memory; return the number of tensors."""
     state = get_peft_model_state_dict(model)
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, safe_serialization=True)
+        model.save_pretrained(folder, safe_serialization=True, selected_adapters=["default"])
         saved = load_file(Path(folder) / "adapter_model.safetensors")
     wrong = [
         name

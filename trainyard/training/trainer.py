@@ -1,4 +1,4 @@
-"""TRL's trainer, made to keep a job's order of rows, its journal and its checkpoints."""
+"""What every TRL trainer here keeps: a job's order of rows, its journal and its checkpoints."""
 
 import math
 import resource
@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch.utils.data import Sampler
-from transformers import TrainerCallback
-from trl import SFTTrainer
+from transformers import Trainer, TrainerCallback
 
 from trainyard.training import selfcheck
 from trainyard.training.checkpoints import mark_complete
 from trainyard.training.job import JobFile
 from trainyard.training.journal import Journal
 from trainyard.training.order import order_of_epoch, rows_of_step
-from trainyard.training.rows import IGNORED
 from trainyard.training.validation import Validation
 
 JUMP = 1.0
 """How far, in nats, the first loss after an interruption may lie outside the last twenty."""
+
+
+PREFERENCE = {"reward_margin": "rewards/margins", "reward_accuracy": "rewards/accuracies"}
+"""What TRL logs of a preference objective, under the names of `metrics.jsonl`."""
 
 
 class NotFinite(RuntimeError):
@@ -47,38 +51,42 @@ class Order(Sampler[int]):
         return self.rows
 
 
-class Pad:
-    """Collate rows to the longest of them; padding is told apart by position, never by token."""
-
-    def __init__(self, pad_id: int, multiple: int) -> None:
-        self.pad_id = pad_id
-        self.multiple = multiple
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["input_ids"]) for row in rows)
-        width = math.ceil(longest / self.multiple) * self.multiple
-        ids = torch.full((len(rows), width), self.pad_id)
-        labels = torch.full((len(rows), width), IGNORED)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for i, row in enumerate(rows):
-            n = len(row["input_ids"])
-            ids[i, :n] = torch.tensor(row["input_ids"])
-            labels[i, :n] = torch.tensor(row["labels"])
-            mask[i, :n] = 1
-        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
-
-
-class JobTrainer(SFTTrainer):
-    """SFTTrainer that keeps the job's order of rows and counts what it reads."""
+class JobTrainer(Trainer):
+    """Mixed into a TRL trainer: keeps the job's order of rows and counts what it reads."""
 
     journal: Journal
     rows: list[dict[str, Any]]
     batch_size: int
     tokens = 0
     started_at: int | None = None
+    start_loss: float | None = None
+    """Loss before the first step where the objective fixes it, whatever the rows."""
+
+    answers = 1
+    """Sequences of a batch that belong to one row: the first ones of each, then the second."""
+
+    def units(self, batch: dict[str, Any]) -> int:
+        """What the loss of a batch is a mean over: rows here, trained tokens in SFT."""
+        return int(batch["input_ids"].shape[0]) // self.answers
+
+    def loss_of(self, batch: dict[str, Any], units: int) -> torch.Tensor:
+        """The part of a step's loss that `batch` is, when the whole step has `units`."""
+        inputs = {key: value.to(self.args.device) for key, value in batch.items()}
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            loss: torch.Tensor = self.compute_loss(self.model, inputs)
+        return loss * self.units(batch) / units
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return Order(len(train_dataset or self.train_dataset), self.args.seed)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """With a reference adapter there, transformers 5.17 loads it and not the trained one."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = load_file(Path(resume_from_checkpoint) / "adapter_model.safetensors")
+        set_peft_model_state_dict(self.model, saved)
+        for name, tensor in get_peft_model_state_dict(self.model).items():
+            if not torch.equal(tensor.cpu().float(), saved[name].float()):
+                raise selfcheck.Failed(f"continuity: {name} is not what the checkpoint holds")
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
         if self.started_at is None:
@@ -95,7 +103,8 @@ class JobTrainer(SFTTrainer):
         rows = rows_of_step(len(self.rows), self.batch_size, self.args.seed, step)
         mine = rows[self.args.process_index * self.args.per_device_train_batch_size :]
         lengths = inputs["attention_mask"].sum(1).tolist()
-        for row, ids, n in zip(mine, inputs["input_ids"].tolist(), lengths, strict=False):
+        given = inputs["input_ids"].tolist()[: len(lengths) // self.answers]
+        for row, ids, n in zip(mine, given, lengths, strict=False):
             if ids[:n] != self.rows[row]["input_ids"]:
                 raise selfcheck.Failed(
                     f"data order: step {step + 1} should train row {self.rows[row]['id']}, and the "
@@ -160,6 +169,9 @@ class Watch(TrainerCallback):
             line["val_loss"] = self.validation.losses[state.global_step]
             if not math.isfinite(line["val_loss"]):
                 raise NotFinite(f"step {state.global_step}: validation loss {line['val_loss']}")
+        for name, key in PREFERENCE.items():
+            if key in logs:
+                line[name] = float(logs[key])
         if torch.cuda.is_available():
             line["gpu_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 3)
         self.last = (now, tokens)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trainyard.training import sft
+from trainyard.training import program
 from trainyard.training.job import JobFile
+from trainyard.training.plain import arithmetic
 
 CHECKPOINTING = {"none": False, "block": True, "offload": "unsloth"}
 
@@ -20,7 +21,7 @@ def load(file: JobFile) -> tuple[Any, PreTrainedTokenizerBase]:
     base, tokenizer = FastLanguageModel.from_pretrained(
         str(job.base_model),
         max_seq_length=spec.max_seq_len,
-        dtype=torch.bfloat16 if sft.arithmetic(file) == "bf16" else torch.float32,
+        dtype=torch.bfloat16 if arithmetic(file) == "bf16" else torch.float32,
         load_in_4bit=spec.method == "qlora",
         load_in_16bit=spec.method == "lora",
         trust_remote_code=job.trust_remote_code,
@@ -47,4 +48,4 @@ def load(file: JobFile) -> tuple[Any, PreTrainedTokenizerBase]:
 
 
 if __name__ == "__main__":
-    sys.exit(sft.main(load, "unsloth", sys.argv))
+    sys.exit(program.main(load, "unsloth", sys.argv))

@@ -10,8 +10,6 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from trainyard.training.rows import IGNORED
-
 FOLDER = "best"
 
 
@@ -44,7 +42,8 @@ class Validation(TrainerCallback):
             return
         self.losses[step] = self.measure()
         if self.best_step == step and state.is_world_process_zero:
-            self.trainer.model.save_pretrained(self.folder / f"step-{step}")
+            best = self.folder / f"step-{step}"
+            self.trainer.model.save_pretrained(best, selected_adapters=["default"])
         later = sum(1 for other in self.losses if other > self.best_step)
         if self.patience is not None and later >= self.patience:
             self.early = control.should_training_stop = True
@@ -57,25 +56,19 @@ class Validation(TrainerCallback):
                     shutil.rmtree(old)
 
     def measure(self) -> float:
-        """Mean loss per trained token of the held-out rows, in nats."""
-        trainer, total, count = self.trainer, 0.0, 0
+        """Mean loss of the held-out rows: per trained token in SFT, in nats, else per row."""
+        trainer, total, units = self.trainer, 0.0, 0
         size = trainer.args.per_device_train_batch_size
         trainer.model.eval()
         for start in range(0, len(self.rows), size):
             batch = trainer.data_collator(self.rows[start : start + size])
-            trained = int((batch["labels"][:, 1:] != IGNORED).sum())
-            inputs = {key: value.to(trainer.args.device) for key, value in batch.items()}
-            with (
-                torch.no_grad(),
-                torch.autocast(trainer.args.device.type, torch.bfloat16, enabled=trainer.args.bf16),
-            ):
-                items = torch.tensor(trained, device=trainer.args.device)
-                loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=items)
-            total += float(loss) * trained / trainer.accelerator.num_processes
-            count += trained
+            here = trainer.units(batch)
+            with torch.no_grad():
+                total += float(trainer.loss_of(batch, here)) * here
+            units += here
             trainer.journal.beat("training", trainer.state.global_step)
         trainer.model.train()
-        return total / count if count else math.nan
+        return total / units if units else math.nan
 
     def summary(self) -> dict[str, Any]:
         return {

@@ -4,11 +4,12 @@ import sys
 
 import torch
 
-from trainyard.training import sft
-from trainyard.training.trl import PlainTrainer, load
+from trainyard.training import program
+from trainyard.training.objectives import TRAINERS, Sft
+from trainyard.training.trl import load
 
 
-class SmallDevice(PlainTrainer):
+class SmallDevice(Sft):
     def training_step(self, model, inputs, *more, **named):
         if self.state.global_step == 4 and inputs["input_ids"].shape[0] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -16,4 +17,5 @@ class SmallDevice(PlainTrainer):
 
 
 if __name__ == "__main__":
-    sys.exit(sft.main(load, "trl", sys.argv, SmallDevice))
+    TRAINERS["sft"] = SmallDevice
+    sys.exit(program.main(load, "trl", sys.argv))

@@ -1,4 +1,4 @@
-"""What both backends share: the trainer, its watchers, and the run from job.json to result.json.
+"""The program that both backends are: from job.json, by way of a watched trainer, to result.json.
 
 A backend imports this file after its own library and passes a function that loads base model and
 adapter. transformers, TRL and PEFT do the training.
@@ -19,7 +19,6 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
-from trl import SFTConfig
 
 from trainyard.data.template import Template
 from trainyard.errors import InputError
@@ -30,9 +29,11 @@ from trainyard.training.checkpoints import newest_complete, step_of
 from trainyard.training.job import JobFile
 from trainyard.training.journal import Journal
 from trainyard.training.memory import estimate
+from trainyard.training.objectives import COLUMNS, TRAINERS, collator_of, config_of
 from trainyard.training.outcome import write_adapter, write_result
+from trainyard.training.plain import arithmetic
 from trainyard.training.rows import read_rows
-from trainyard.training.trainer import JobTrainer, NotFinite, Pad, Watch
+from trainyard.training.trainer import JobTrainer, NotFinite, Watch
 from trainyard.training.validation import Validation
 
 Load = Callable[[JobFile], tuple[Any, PreTrainedTokenizerBase]]
@@ -47,9 +48,7 @@ OPTIMIZERS = {
 }
 
 
-def main(
-    load: Load, backend: str, argv: list[str], trainer_class: type[JobTrainer] = JobTrainer
-) -> int:
+def main(load: Load, backend: str, argv: list[str]) -> int:
     """Run the job in the folder that `argv` names; return the exit code of the contract."""
     if len(argv) != 2 or not (Path(argv[1]) / contract.JOB).is_file():
         print(
@@ -62,7 +61,7 @@ def main(
     stacks = (folder / "stacks.txt").open("a")
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     try:
-        return run(load, backend, folder, journal, trainer_class)
+        return run(load, backend, folder, journal)
     except (InputError, selfcheck.Failed, NotFinite, RuntimeError, MemoryError) as error:
         kind = kind_of(error)
         if kind is None:
@@ -85,9 +84,7 @@ def kind_of(error: BaseException) -> str | None:
     return "out of memory" if out else None
 
 
-def run(
-    load: Load, backend: str, folder: Path, journal: Journal, trainer_class: type[JobTrainer]
-) -> int:
+def run(load: Load, backend: str, folder: Path, journal: Journal) -> int:
     file = JobFile.model_validate(read_json(folder / contract.JOB))
     job, spec = file.job, file.job.spec
     quiet()
@@ -97,7 +94,7 @@ def run(
     if not job.gpus:
         torch.use_deterministic_algorithms(True)
     template = Template.load(job.base_model, job.chat_template)
-    rows = read_rows(job.train, template, spec.max_seq_len)
+    rows = read_rows(job.train, template, spec.max_seq_len, spec.objective)
     journal.beat("loading", force=True)
     model, tokenizer = load(file)
     if not job.gpus:  # the CPU's fused attention is slow backwards: 40 % of a step of a small model
@@ -110,9 +107,8 @@ def run(
     before = journal.resume_at(step_of(checkpoint) if checkpoint else 0)
     validation = make_validation(file, folder, template, before)
     watch = Watch(journal, file, before, validation)
-    args = arguments(file, folder, len(rows))
-    collate = Pad(pad_id_of(tokenizer, template), 8 if job.gpus else 1)
-    trainer = make_trainer(trainer_class, args, model, tokenizer, collate, rows)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id_of(tokenizer, template))
+    trainer = make_trainer(file, folder, model, tokenizer, rows)
     for callback in (validation, watch):  # in this order: watch logs what validation measures
         if callback is not None:
             callback.trainer = trainer
@@ -164,7 +160,7 @@ def make_validation(
         return None
     if file.job.val is None:
         raise InputError("eval_every needs validation rows, and the data leave none")
-    rows = read_rows(file.job.val, template, spec.max_seq_len)
+    rows = read_rows(file.job.val, template, spec.max_seq_len, spec.objective)
     validation = Validation(folder, rows, spec.eval_every, spec.patience)
     validation.resume(before)
     return validation
@@ -223,19 +219,21 @@ def pad_id_of(tokenizer: PreTrainedTokenizerBase, template: Template) -> int:
 
 
 def make_trainer(
-    trainer_class: type[JobTrainer],
-    args: SFTConfig,
+    file: JobFile,
+    folder: Path,
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    collate: Pad,
     rows: list[dict[str, Any]],
 ) -> JobTrainer:
-    columns = {key: [row[key] for row in rows] for key in ("input_ids", "labels")}
-    trainer = trainer_class(
+    objective = file.job.spec.objective
+    multiple = 8 if file.job.gpus else 1
+    trainer = TRAINERS[objective](
         model=model,
-        args=args,
-        train_dataset=Dataset.from_dict(columns),
-        data_collator=collate,
+        args=config_of(file.job.spec, arguments(file, folder, len(rows))),
+        train_dataset=Dataset.from_dict(
+            {key: [r[key] for r in rows] for key in COLUMNS[objective]}
+        ),
+        data_collator=collator_of(objective, tokenizer.pad_token_id, multiple),
         processing_class=tokenizer,
     )
     # TRL stores the adapter of a 4-bit base in bfloat16, which cannot hold updates below 1/256
@@ -246,47 +244,38 @@ def make_trainer(
     return trainer
 
 
-def arguments(file: JobFile, folder: Path, rows: int) -> SFTConfig:
+def arguments(file: JobFile, folder: Path, rows: int) -> dict[str, Any]:
+    """What every objective's trainer is told."""
     spec = file.job.spec
     checkpointing = spec.activation_checkpointing != "none"
-    return SFTConfig(
-        output_dir=str(folder / contract.CHECKPOINTS),
-        max_steps=spec.total_steps(rows),
-        per_device_train_batch_size=file.device_batch_size,
-        gradient_accumulation_steps=file.grad_accum_steps,
-        learning_rate=spec.learning_rate,
-        lr_scheduler_type=SCHEDULERS[spec.scheduler],
-        warmup_steps=spec.warmup_steps,
-        optim=OPTIMIZERS[spec.optimizer],
-        weight_decay=spec.weight_decay,
-        max_grad_norm=spec.max_grad_norm,
-        loss_type="nll",
-        packing=False,
-        padding_free=False,
-        max_length=spec.max_seq_len,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        gradient_checkpointing=checkpointing,
-        bf16=arithmetic(file) == "bf16",
-        fp16=False,
-        use_cpu=file.job.gpus == 0,
-        ddp_backend=None if file.job.world_size == 1 else "nccl" if file.job.gpus else "gloo",
-        ddp_find_unused_parameters=False,
-        seed=spec.seed,
-        data_seed=spec.seed,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=spec.save_every,
-        save_total_limit=2,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=file.job.gpus > 0,
-        report_to=[],
-        disable_tqdm=True,
-    )
-
-
-def arithmetic(file: JobFile) -> str:
-    """`bf16`, or `fp32` where the recipe says so or this CPU has no bfloat16 instructions."""
-    native = file.job.gpus > 0 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return file.job.spec.precision if native else "fp32"
+    return {
+        "output_dir": str(folder / contract.CHECKPOINTS),
+        "max_steps": spec.total_steps(rows),
+        "per_device_train_batch_size": file.device_batch_size,
+        "gradient_accumulation_steps": file.grad_accum_steps,
+        "learning_rate": spec.learning_rate,
+        "lr_scheduler_type": SCHEDULERS[spec.scheduler],
+        "warmup_steps": spec.warmup_steps,
+        "optim": OPTIMIZERS[spec.optimizer],
+        "weight_decay": spec.weight_decay,
+        "max_grad_norm": spec.max_grad_norm,
+        "max_length": spec.max_seq_len,
+        "remove_unused_columns": False,
+        "gradient_checkpointing": checkpointing,
+        "bf16": arithmetic(file) == "bf16",
+        "fp16": False,
+        "use_cpu": file.job.gpus == 0,
+        "ddp_backend": None if file.job.world_size == 1 else "nccl" if file.job.gpus else "gloo",
+        "ddp_find_unused_parameters": False,
+        "seed": spec.seed,
+        "data_seed": spec.seed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": spec.save_every,
+        "save_total_limit": 2,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": file.job.gpus > 0,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
