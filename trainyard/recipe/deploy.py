@@ -49,6 +49,173 @@ class DockerTarget(Frozen):
         return self
 
 
+class S3Source(Frozen):
+    """The archive, from which an init container fetches and verifies the adapter."""
+
+    url: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?$")]
+    """`s3://bucket` or `s3://bucket/prefix`, as in `register.archive`."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^/]+/?$")] = "https://s3.amazonaws.com"
+    """Address of the server, as the pods reach it."""
+
+    region: str = "us-east-1"
+    """Region that requests are signed for."""
+
+    secret: str
+    """Secret of the namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
+
+
+class Toleration(Frozen):
+    """A taint of nodes that the engine's pods accept."""
+
+    key: str
+    """Key of the taint, for instance `nvidia.com/gpu`."""
+
+    value: str | None = None
+    """Value of the taint. None: any."""
+
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
+    """Effect of the taint."""
+
+
+class Hpa(Frozen):
+    """Replicas by a HorizontalPodAutoscaler; the metrics come from prometheus-adapter."""
+
+    kind: Literal["hpa"] = "hpa"
+
+    max_replicas: PositiveInt = 4
+    """Most replicas of one version; `replicas` is the least."""
+
+    waiting: PositiveFloat = 4
+    """Requests that wait in the queue of one replica, on average, beyond which more are started."""
+
+    requests_per_s: PositiveFloat = 5
+    """Requests per second and replica beyond which more are started."""
+
+
+class Keda(Frozen):
+    """Replicas by a KEDA ScaledObject that asks Prometheus."""
+
+    kind: Literal["keda"] = "keda"
+
+    max_replicas: PositiveInt = 4
+    """Most replicas of one version; `replicas` is the least."""
+
+    waiting: PositiveFloat = 4
+    """Requests that wait in the queue of one replica, on average, beyond which more are started."""
+
+    requests_per_s: PositiveFloat = 5
+    """Requests per second and replica beyond which more are started."""
+
+    prometheus: Annotated[str, Field(pattern=r"^https?://\S+$")]
+    """Address of Prometheus, as KEDA reaches it."""
+
+
+ByDigest = Annotated[str, Field(pattern=r"^\S+@sha256:[0-9a-f]{64}$")]
+DnsLabel = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
+
+
+class KubernetesTarget(Frozen):
+    """A Deployment per version behind one HTTPRoute, whose weights are the rollout.
+
+    Whoever runs the rollout must reach the pods: run it in the cluster, in a pod with the label
+    `trainyard.dev/role: controller`. Needs the Gateway API and deployments/kubernetes/.
+    """
+
+    kind: Literal["kubernetes"] = "kubernetes"
+
+    namespace: DnsLabel
+    """Namespace of everything of this model; one per environment."""
+
+    context: str | None = None
+    """Context of the kubeconfig. None: the pod's own service account, else the current one."""
+
+    image: ByDigest
+    """Image of the engine, by digest."""
+
+    gateway_image: ByDigest
+    """Image of this project, by digest; its gateway runs beside every engine and keeps the records
+    that the rollout reads."""
+
+    gateway: Annotated[str, Field(pattern=r"^[a-z0-9-]+/[a-z0-9.-]+$")]
+    """Namespace and name of the Gateway that the HTTPRoute joins."""
+
+    hostname: str
+    """Host name of the model's stable URL."""
+
+    url: Annotated[str, Field(pattern=r"^https?://\S*[^/\s]$")]
+    """The model's stable URL, without `/v1`."""
+
+    claim: str
+    """PersistentVolumeClaim with the base model and, unless `archive` is set, the versions."""
+
+    mount: Annotated[str, Field(pattern=r"^/\S+$")] = "/var/lib/trainyard"
+    """Where the claim is mounted, here as in the engine's pods."""
+
+    archive: S3Source | None = None
+    """Fetch the adapter from S3 rather than from the claim."""
+
+    replicas: PositiveInt = 1
+    """Replicas of each version; with `scale`, the least."""
+
+    scale: Annotated[Hpa | Keda, Field(discriminator="kind")] | None = None
+    """What changes the number of replicas. None: nothing does."""
+
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs of one replica, as `nvidia.com/gpu`."""
+
+    cpu: str = "1"
+    """CPUs that one engine requests, as Kubernetes writes them."""
+
+    memory_gib: PositiveFloat = 16
+    """Memory that one engine requests and may not exceed, in GiB."""
+
+    shm_gib: PositiveFloat = 8
+    """Shared memory of the engine, in GiB; it counts as memory."""
+
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes that may run an engine."""
+
+    tolerations: tuple[Toleration, ...] = ()
+    """Taints that the engine's pods accept."""
+
+    service_account: str = "trainyard-engine"
+    """Account of the engine's pods; it needs no rights, and its token is not mounted."""
+
+    pull_secret: str | None = None
+    """Secret of the registry, when images are private."""
+
+    arguments: tuple[str, ...] = ()
+    """Further arguments of the engine, for instance `--max-model-len`, `8192`."""
+
+    env: dict[str, str] = Field(default_factory=dict)
+    """Further environment of the engine; no secrets."""
+
+    controllers: DnsLabel = "trainyard"
+    """Namespace whose controller pods may ask the replicas directly."""
+
+    monitoring: DnsLabel = "monitoring"
+    """Namespace whose pods may read metrics."""
+
+    @model_validator(mode="after")
+    def _shared_memory_is_memory(self) -> Self:
+        if self.shm_gib >= self.memory_gib:
+            raise ValueError(
+                f"shm_gib ({self.shm_gib:g}) must be below memory_gib ({self.memory_gib:g}): "
+                "Kubernetes counts it as memory"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scale_goes_up(self) -> Self:
+        if self.scale is not None and self.scale.max_replicas < self.replicas:
+            raise ValueError(
+                f"scale.max_replicas ({self.scale.max_replicas}) must be at least replicas "
+                f"({self.replicas})"
+            )
+        return self
+
+
 class Evidence(Frozen):
     """What a step must show. Champion and candidate are compared at the same time."""
 
@@ -128,8 +295,10 @@ class AllAtOnce(Frozen):
 
 
 class DeploySpec(Frozen):
-    target: Annotated[LocalTarget | DockerTarget, Field(discriminator="kind")] = LocalTarget()
-    """Where engines run: `local` processes, or `docker` containers."""
+    target: Annotated[
+        LocalTarget | DockerTarget | KubernetesTarget, Field(discriminator="kind")
+    ] = LocalTarget()
+    """Where engines run: `local` processes, `docker` containers, or pods in `kubernetes`."""
 
     engine: Literal["cpu", "vllm", "tgi", "sglang"] = "cpu"
     """What answers. `cpu` is the server of this project: no GPU, small models. `vllm` is the one

@@ -7,7 +7,7 @@ from typing import assert_never
 
 from trainyard.errors import InputError
 from trainyard.recipe import Recipe
-from trainyard.recipe.deploy import DockerTarget, LocalTarget
+from trainyard.recipe.deploy import DockerTarget, KubernetesTarget, LocalTarget
 from trainyard.recipe.evaluate import PerplexitySuite
 from trainyard.serving.engines import ENGINES, start_local
 
@@ -35,6 +35,14 @@ def serving(
                 recipe.deploy, base=base, base_name=base_name, adapters=adapters, log=log
             ) as url:
                 yield url
+        case KubernetesTarget():
+            # the kubernetes library is only for who deploys to a cluster
+            from trainyard.rollout import kubernetes_evaluation  # noqa: PLC0415
+
+            with kubernetes_evaluation.serving(
+                recipe.deploy, base=base, base_name=base_name, adapters=adapters, log=log
+            ) as url:
+                yield url
         case _:
             assert_never(recipe.deploy.target)
 
@@ -52,8 +60,10 @@ def request_model(recipe: Recipe, adapter: str) -> str:
 def check(recipe: Recipe) -> None:
     """Raises InputError when the engine cannot give what the evaluation asks for."""
     perplexity = [s.name for s in recipe.evaluate.suites if isinstance(s, PerplexitySuite)]
-    if recipe.deploy.engine == "tgi" and perplexity:
+    served = recipe.evaluate.generation == "endpoint"
+    if recipe.deploy.engine == "tgi" and perplexity and served:
         raise InputError(
             f"suite {perplexity[0]} needs the log-probabilities of a prompt, which engine tgi does "
-            "not give over the OpenAI API: use vllm, or leave the suite out"
+            "not give over the OpenAI API: use vllm, or evaluate.generation: offline, or leave the "
+            "suite out"
         )

@@ -8,7 +8,7 @@ from typing import Any, Literal, assert_never
 from trainyard import files
 from trainyard.errors import InputError, NotFound
 from trainyard.recipe.base import Frozen
-from trainyard.recipe.deploy import DeploySpec, DockerTarget, LocalTarget
+from trainyard.recipe.deploy import DeploySpec, DockerTarget, KubernetesTarget, LocalTarget
 from trainyard.rollout.gateway_target import SPEC_FILE, GatewayTarget, serving_folder
 from trainyard.rollout.local import LocalEngines, engine_command
 from trainyard.rollout.state import (
@@ -57,6 +57,13 @@ def open_target(spec: DeploySpec, name: str, home: Path) -> Target:
             from trainyard.rollout.docker import DockerEngines, engine_plan  # noqa: PLC0415
 
             engines = DockerEngines(spec.target, folder, engine_plan(spec))
+        case KubernetesTarget():
+            # the kubernetes library is only for who deploys to a cluster
+            from trainyard.rollout.kubernetes import Cluster  # noqa: PLC0415
+            from trainyard.rollout.kubernetes_target import PodsTarget  # noqa: PLC0415
+
+            where = spec.target
+            return PodsTarget(spec, name, home, Cluster(where.namespace, where.context))
         case _:
             assert_never(spec.target)
     return GatewayTarget(spec, name, home, engines)

@@ -21,7 +21,7 @@ from trainyard.errors import InputError, Unavailable
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.deploy import DeploySpec, DockerTarget
 from trainyard.rollout.target import Engine, ServedVersion, Slot
-from trainyard.serving.engines import ENGINES, Launch, not_ready
+from trainyard.serving.engines import ENGINES, Launch, adapter_rank, not_ready
 from trainyard.serving.engines import Engine as EngineSpec
 
 BASE, ADAPTER, PORT = "/models/base", "/models/adapter", 8000
@@ -57,7 +57,7 @@ def engine_plan(spec: DeploySpec) -> Planner:
             adapters={version.model: ADAPTER},
             host="0.0.0.0",
             port=PORT,
-            max_rank=_rank(version.adapter),
+            max_rank=adapter_rank(version.adapter),
         )
         return _planned(engine, launch)
 
@@ -113,14 +113,6 @@ def _run_container(
 
 def _devices(gpus: Sequence[str]) -> list[DeviceRequest]:
     return [DeviceRequest(device_ids=list(gpus), capabilities=[["gpu"]])] if gpus else []
-
-
-def _rank(adapter: Path) -> int:
-    path = adapter / "adapter_config.json"
-    try:
-        return int(files.read_json(path)["r"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} does not tell the rank of the adapter: {error!r}") from error
 
 
 class _Recorded(Frozen):
@@ -290,7 +282,7 @@ def serving(
     assert isinstance(target, DockerTarget)
     engine = ENGINES[spec.engine]
     places = {name: f"{ADAPTER}-{n}" for n, name in enumerate(adapters)}
-    rank = max((_rank(folder) for folder in adapters.values()), default=8)
+    rank = max((adapter_rank(folder) for folder in adapters.values()), default=8)
     launch = Launch(
         base=BASE, base_name=base_name, adapters=places, host="0.0.0.0", port=PORT, max_rank=rank
     )

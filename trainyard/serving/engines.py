@@ -17,7 +17,7 @@ from typing import Literal, Self
 
 import httpx
 
-from trainyard import process
+from trainyard import files, process
 from trainyard.errors import InputError, Unavailable
 
 EngineName = Literal["cpu", "vllm", "tgi", "sglang"]
@@ -200,6 +200,15 @@ def pinned_image(engine: Engine, digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise InputError(f"image digest {digest!r} is not sha256: and 64 hex digits")
     return f"{engine.image}@{digest}"
+
+
+def adapter_rank(adapter: Path) -> int:
+    """Return the rank of a LoRA adapter. Raises InputError when its config does not tell."""
+    path = adapter / "adapter_config.json"
+    try:
+        return int(files.read_json(path)["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} does not tell the rank of the adapter: {error!r}") from error
 
 
 @dataclass(frozen=True, slots=True)

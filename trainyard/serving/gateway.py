@@ -83,7 +83,7 @@ async def serve(config: GatewayConfig) -> None:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(config.tls_cert, config.tls_key)
     async with contextlib.AsyncExitStack() as stack:
-        admin, admin_port = await _listen(Admin(proxy).app(), "127.0.0.1", config.admin_port)
+        admin, admin_port = await _listen(Admin(proxy).app(), config.admin_host, config.admin_port)
         stack.push_async_callback(admin.cleanup)
         public, port = await _listen(public_app(proxy), config.host, config.port, tls)
         stack.push_async_callback(public.cleanup)

@@ -60,7 +60,10 @@ class GatewayConfig(Frozen):
     """0 takes any free port."""
 
     admin_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Always on 127.0.0.1."""
+    """0 takes any free port."""
+
+    admin_host: str = "127.0.0.1"
+    """Loopback, except in a pod, where a NetworkPolicy decides who reaches it."""
 
     folder: Path
     """Holds routes.json, gateway.ready.json, requests.jsonl and feedback.jsonl."""
