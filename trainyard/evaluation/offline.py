@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.errors import InputError
-from trainyard.evaluation.asking import Answers, Question
+from trainyard.evaluation.asking import Answers, Arm, Question, ask
 from trainyard.evaluation.endpoint import NotAnswered, Reply
 from trainyard.process import die_with_parent
+
+COMMAND = (sys.executable, "-m", "trainyard.evaluation.offline_model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,23 @@ def ask_offline(
     ]
 
 
+def ask_arm(
+    arm: Arm | OfflineArm,
+    questions: Sequence[Question],
+    answers: Answers,
+    *,
+    concurrency: int,
+    timeout_s: float,
+    progress: Callable[[Question], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Ask a server, or the model itself; see `ask` and `ask_offline`."""
+    if isinstance(arm, OfflineArm):
+        return ask_offline(arm, questions, answers, progress=progress)
+    return ask(
+        arm, questions, answers, concurrency=concurrency, timeout_s=timeout_s, progress=progress
+    )
+
+
 def _row(arm: OfflineArm, question: Question, line: dict[str, Any]) -> dict[str, Any]:
     head = {"key": question.key(arm.digest), "suite": question.suite, "id": question.id}
     if "error" in line:
@@ -100,7 +119,7 @@ def _lines(
         given.write("".join(json.dumps(line) + "\n" for line in [model, *asked]).encode())
         given.seek(0)
         process = subprocess.Popen(
-            [sys.executable, "-m", "trainyard.evaluation.offline_model"],
+            list(COMMAND),
             stdin=given,
             stdout=subprocess.PIPE,
             stderr=log,

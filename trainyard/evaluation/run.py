@@ -9,10 +9,18 @@ from typing import Any, assert_never
 
 from trainyard.errors import InputError
 from trainyard.evaluation import documents, pairwise, rubric, safety, task
-from trainyard.evaluation.asking import Answers, Arm, Question, ask
+from trainyard.evaluation.asking import Answers, Arm, Question
 from trainyard.evaluation.metrics import signatures
+from trainyard.evaluation.offline import OfflineArm, ask_arm
 from trainyard.evaluation.samples import Item
-from trainyard.evaluation.scores import ARMS, Judgement, Score, write_rows
+from trainyard.evaluation.scores import (
+    ARMS,
+    GUARD_RECALL,
+    Judgement,
+    Score,
+    guard_suite,
+    write_rows,
+)
 from trainyard.files import write_json
 from trainyard.gate.foresight import Planned
 from trainyard.recipe.evaluate import (
@@ -27,7 +35,7 @@ from trainyard.recipe.evaluate import (
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Arm", "evaluate", "planned"]
+__all__ = ["Arm", "OfflineArm", "evaluate", "planned", "probes"]
 
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
@@ -46,7 +54,7 @@ class _Prepared:
 
 def evaluate(
     spec: EvaluateSpec,
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, Arm | OfflineArm],
     out: Path,
     *,
     progress: Progress | None = None,
@@ -118,6 +126,9 @@ def planned(spec: EvaluateSpec) -> dict[str, Planned]:
     for suite in spec.suites:
         clusters = {item.cluster if item.cluster is not None else item.id for item in _items(suite)}
         plans[suite.name] = Planned(len(clusters), _metrics(suite), _most(suite))
+        if isinstance(suite, SafetySuite) and suite.guard.labels:
+            examples = len(safety.read_labels(suite))
+            plans[guard_suite(suite.name)] = Planned(examples, (GUARD_RECALL,))
     return plans
 
 
@@ -140,7 +151,7 @@ def _most(suite: Suite) -> int | None:
 
 def _ask_all(
     spec: EvaluateSpec,
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, Arm | OfflineArm],
     prepared: Sequence[_Prepared],
     answers: Answers,
     progress: Progress | None,
@@ -165,7 +176,7 @@ def _ask_all(
         ]
         if not questions:
             continue
-        given = ask(
+        given = ask_arm(
             arm,
             questions,
             answers,
@@ -194,7 +205,7 @@ def _metrics(suite: Suite) -> tuple[str, ...]:
             assert_never(suite)
 
 
-def _prepare(suite: Suite, arms: Mapping[str, Arm], trusted: bool) -> _Prepared:
+def _prepare(suite: Suite, arms: Mapping[str, Arm | OfflineArm], trusted: bool) -> _Prepared:
     items = _items(suite)
     asked: Sequence[str] = list(arms)
     failures: dict[str, str] = {}
@@ -254,7 +265,7 @@ def _scores(one: _Prepared, item: Item, answer: Mapping[str, Any], trusted: bool
 
 
 def _facts(
-    spec: EvaluateSpec, arms: Mapping[str, Arm], prepared: Sequence[_Prepared]
+    spec: EvaluateSpec, arms: Mapping[str, Arm | OfflineArm], prepared: Sequence[_Prepared]
 ) -> dict[str, Any]:
     names = {metric for one in prepared for metric in _metrics(one.suite)}
     return {

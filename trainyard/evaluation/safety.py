@@ -4,16 +4,18 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainyard.errors import InputError
-from trainyard.evaluation.asking import Answers, Arm, Question, ask
+from trainyard.evaluation.asking import Answers, Arm, Question
 from trainyard.evaluation.chat import chat_question
 from trainyard.evaluation.endpoint import NotAnswered, Reply
+from trainyard.evaluation.offline import OfflineArm, ask_arm
 from trainyard.evaluation.samples import Item, read_items, require
-from trainyard.evaluation.scores import Score
-from trainyard.files import digest_json
+from trainyard.evaluation.scores import GUARD_RECALL, Score, guard_suite
+from trainyard.files import digest_json, digest_tree
 from trainyard.recipe.data import SourceSpec
 from trainyard.recipe.evaluate import EvaluateSpec, GuardSpec, SafetySuite
 from trainyard.secrets import resolve
@@ -89,9 +91,13 @@ def scores(
         _check(suite, item.id, arm, item.prompt, rows[suite.name, item.id, arm]["text"])
         for item, arm in asked
     ]
-    found = ask(
+    examples = read_labels(suite)
+    shown = [
+        _check(suite, f"label {one.line}", "label", one.prompt, one.answer) for one in examples
+    ]
+    found = ask_arm(
         _guard(suite.guard),
-        [*controls, *checks],
+        [*controls, *shown, *checks],
         Answers(verdicts),
         concurrency=spec.concurrency,
         timeout_s=spec.timeout_s,
@@ -99,10 +105,11 @@ def scores(
     failure = _control_failure(suite, found[: len(controls)])
     if failure is not None:
         log.warning("suite %s: %s", suite.name, failure)
+    after = found[len(controls) :]
     given = {
-        (item.id, arm): row for (item, arm), row in zip(asked, found[len(controls) :], strict=True)
+        (item.id, arm): row for (item, arm), row in zip(asked, after[len(examples) :], strict=True)
     }
-    return [
+    return [_recalled(suite, row, failure) for row in after[: len(examples)]] + [
         _score(suite, item, rows[suite.name, item.id, arm], given.get((item.id, arm)), failure)
         for arm in arms
         for item in samples
@@ -131,7 +138,69 @@ def _score(
     )
 
 
-def _guard(guard: GuardSpec) -> Arm:
+def _recalled(suite: SafetySuite, row: Mapping[str, Any], failure: str | None) -> Score:
+    """1 when the guard found a labelled example that is one."""
+    error = failure or row.get("error")
+    return Score(
+        id=row["id"],
+        suite=guard_suite(suite.name),
+        metric=GUARD_RECALL,
+        arm="candidate",
+        value=None if error else float(row[suite.measure]),
+        error=error,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An answer that people found to be harmful, or to refuse."""
+
+    line: int
+    prompt: str
+    answer: str
+
+
+def read_labels(suite: SafetySuite) -> list[Example]:
+    """The labelled examples that the guard should find; none where the recipe names no file.
+
+    Raises InputError with file and line for a row that is none, and for a file without true ones.
+    """
+    if suite.guard.labels is None:
+        return []
+    path = Path(suite.guard.labels)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            prompt, answer, label = row["prompt"], row["answer"], row[suite.measure]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}:{number} is no label: {error!r}; a row has prompt, answer and "
+                f"{suite.measure}"
+            ) from error
+        if not isinstance(label, bool):
+            raise InputError(f"{path}:{number}: {suite.measure} is {label!r}, not true or false")
+        if label:
+            found.append(Example(number, str(prompt), str(answer)))
+    if not found:
+        raise InputError(f"{path} has no example with {suite.measure}: true, so recall is unknown")
+    return found
+
+
+def _guard(guard: GuardSpec) -> Arm | OfflineArm:
+    if guard.folder is not None:
+        folder = Path(guard.folder)
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{folder} has no config.json: the guard must be a model folder")
+        return OfflineArm(folder, digest_json([VERSION, digest_tree(folder), guard.prompt]))
+    assert guard.base_url is not None
+    assert guard.model is not None
     key = resolve(guard.api_key) if guard.api_key else None
     digest = digest_json([VERSION, guard.model, guard.revision, guard.prompt])
     return Arm(guard.base_url, guard.model, digest, key)

@@ -11,6 +11,13 @@ from trainyard.errors import InputError
 from trainyard.files import write_text
 
 ARMS = ("candidate", "base", "champion")
+GUARD_RECALL = "guard_recall"
+"""Metric of a guard's labelled examples: 1 when it found one."""
+
+
+def guard_suite(suite: str) -> str:
+    """Name under which a suite's labelled examples are scored; no recipe can give it to a suite."""
+    return f"{suite}/guard"
 
 
 @dataclass(frozen=True, slots=True)

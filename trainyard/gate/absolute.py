@@ -3,12 +3,13 @@
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from trainyard.evaluation import corpus
-from trainyard.gate import bounds
+from trainyard.evaluation.scores import Score
+from trainyard.gate import bounds, recall
 from trainyard.gate.bounds import Bound, Floats
 from trainyard.gate.evidence import Sample, Table, Unusable, evidence_digest, sample
 from trainyard.gate.records import GateResult, Rules, worst
@@ -32,7 +33,10 @@ def decide_absolute(gate: GateSpec, table: Table, rules: Rules) -> GateResult:
     if name in POOLED and len(samples) > 1:
         samples = [_pooled(samples)]
     alpha = rules.alpha_of(gate, suites)
-    results = [_decide(gate, name, one, alpha, rules.seed) for one in samples]
+    results = [
+        _decide(gate, name, one, alpha, rules.seed, recall.labelled(table, one.suite.split("+")))
+        for one in samples
+    ]
     if len(results) == 1:
         return results[0]
     verdict = worst([one.verdict for one in results])
@@ -59,8 +63,20 @@ def candidate_sample(gate: GateSpec, table: Table, rules: Rules, suite: str) -> 
     return sample(rows, table.metric_of(gate), rules.max_invalid, arm="candidate")
 
 
-def _decide(gate: GateSpec, name: str, one: Sample, alpha: float, seed: int) -> GateResult:
-    bound = measure(gate, name, one, alpha, seed)
+def _decide(
+    gate: GateSpec,
+    name: str,
+    one: Sample,
+    alpha: float,
+    seed: int,
+    labelled: Sequence[Score],
+) -> GateResult:
+    if labelled:
+        found_of = sum(row.value == 1 for row in labelled), len(labelled)
+        bound = measure(gate, name, one, alpha / 2, seed)
+        bound = recall.corrected(bound, *found_of, alpha / 2)
+    else:
+        bound = measure(gate, name, one, alpha, seed)
     quantity = f"{gate.metric} on suite {one.suite}"
     found = result(gate, bound, alpha=alpha, quantity=quantity)
     return found.model_copy(

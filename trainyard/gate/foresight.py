@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from scipy.special import bdtr
 
+from trainyard.evaluation.scores import guard_suite
 from trainyard.gate import bounds
 from trainyard.gate.absolute import PERCENTILE, RARE_EVENTS
 from trainyard.gate.bounds import Bound
@@ -106,6 +107,9 @@ def _foresee(
         return _percentile(gate, n, alpha)
     if _is_paired(gate):
         return _paired(gate, metric, n, alpha)
+    caught = [suites[guard_suite(name)] for name in having if guard_suite(name) in suites]
+    if caught and gate.value is not None and gate.op in ("<=", "<"):
+        return _with_recall(gate, n, sum(plan.n for plan in caught), alpha)
     if gate.is_judged or metric in RATES:  # grades are planned as rates: their spread is no larger
         return _rate(gate, n, alpha)
     return _mean(gate, metric, n, alpha)
@@ -127,6 +131,15 @@ def _sampled(
     if wanted < 2:
         return _never(gate, f"{wanted} items prove nothing", wanted)
     return _rate(gate, wanted, alpha)
+
+
+def _with_recall(gate: GateSpec, n: int, labelled: int, alpha: float) -> Foresight:
+    """A guard that finds all of its labelled examples, at the level that the correction leaves."""
+    least = (alpha / 2) ** (1 / labelled)
+    found = _rate(gate.model_copy(update={"value": (gate.value or 0) * least}), n, alpha / 2)
+    how = f"the guard finds all of {labelled} labelled examples, so at least {least:.3f} of all"
+    problem = None if found.problem is None else f"{found.problem}, when {how}"
+    return replace(found, problem=problem, assumed=how)
 
 
 def _rate(gate: GateSpec, n: int, alpha: float) -> Foresight:

@@ -218,11 +218,20 @@ class RubricSuite(_JudgedSuite):
 class GuardSpec(Frozen):
     """A model that says whether an answer is harmful and whether it refuses."""
 
-    base_url: Annotated[str, Field(pattern=r"^https?://")]
+    base_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     """Address of an OpenAI-compatible server, without `/v1`."""
 
-    model: str
+    model: str | None = None
     """Name by which the server knows the guard."""
+
+    folder: str | None = None
+    """Folder of a guard model that answers offline, in a process with transformers, instead of a
+    server."""
+
+    labels: str | None = None
+    """File with answers that people labelled, one JSON object a line: prompt, answer, and harmful
+    or refused as true or false. The rate is then divided by the guard's recall on the true ones,
+    whose own bound takes half of alpha (Rogan and Gladen 1978, Am J Epidemiol 107:71)."""
 
     revision: str = ""
     """Revision or digest of its weights, where it is known: verdicts of another one are not
@@ -235,6 +244,14 @@ class GuardSpec(Frozen):
     """qwen3guard: the conversation is sent as it is, and `Safety:` and `Refusal:` lines come back
     (Qwen3Guard-Gen; Controversial counts as harmful). question: any chat model, asked by our
     question for a JSON object."""
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> "GuardSpec":
+        if (self.base_url is None) == (self.folder is None):
+            raise ValueError("a guard has either base_url and model, or a folder")
+        if (self.base_url is None) != (self.model is None):
+            raise ValueError("a guard at a base_url needs model, and one in a folder has none")
+        return self
 
 
 class SafetySuite(_Suite):
@@ -324,8 +341,24 @@ class EvaluateSpec(Frozen):
     """Share of the candidate's answers that may be cut at `max_tokens`; above it a gate on that
     suite is INVALID."""
 
+    generation: Literal["endpoint", "offline"] = "endpoint"
+    """`endpoint` asks the engine that will serve: what is judged is what is deployed. `offline`
+    generates in a process with transformers, in batches, for machines where no engine can run long;
+    the engine is then started for the parity check alone."""
+
     parity: ParitySpec = ParitySpec()
     """Proof that the server answers what was trained; decided by the gate `parity`."""
+
+    @model_validator(mode="after")
+    def _offline_serves_nothing(self) -> "EvaluateSpec":
+        if self.generation == "offline":
+            for suite in self.suites:
+                if isinstance(suite, TaskSuite) and "latency_ms" in suite.metrics:
+                    raise ValueError(
+                        f"suite {suite.name}: latency_ms is that of a served answer, and "
+                        "generation is offline; leave it out, or ask the endpoint"
+                    )
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> "EvaluateSpec":

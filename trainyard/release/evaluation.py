@@ -1,12 +1,13 @@
 """Stage `evaluate`: candidate, base and champion answer the same questions, from one engine."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from trainyard import files, stage
-from trainyard.evaluation.run import Arm, evaluate, probes
+from trainyard.evaluation.run import Arm, OfflineArm, evaluate, probes
 from trainyard.evaluation.scores import read_scores
 from trainyard.parity.check import Reference
 from trainyard.parity.probes import Answered, ask_server
@@ -14,7 +15,7 @@ from trainyard.parity.record import FILE
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.data import SourceSpec
-from trainyard.recipe.evaluate import PYTHON_METRIC
+from trainyard.recipe.evaluate import PYTHON_METRIC, SafetySuite
 from trainyard.release import engine
 from trainyard.release.champion import Champion
 from trainyard.release.data import digest_sources
@@ -72,6 +73,8 @@ def _other_files(recipe: Recipe) -> dict[str, str]:
         for metric in getattr(suite, "metrics", ())
     ]
     named += [found["file"] for found in metrics if found]
+    guards = [suite.guard for suite in recipe.evaluate.suites if isinstance(suite, SafetySuite)]
+    named += [guard.labels for guard in guards]
     return {name: files.digest_file(Path(name)) for name in named if name and Path(name).is_file()}
 
 
@@ -91,23 +94,7 @@ def run(job: Job, trained: Trained, champion: Champion | None, progress: Progres
             evaluated = _evaluated(held, found, skipped=True)
         else:
             _take_over(job, trained, champion, held)
-            with Reference(
-                trained.folder, job.recipe.evaluate.parity, held.folder / "parity.log"
-            ) as reference:
-                with ExitStack() as engines:
-                    arms = _start(job, trained, champion, held.folder, engines)
-                    evaluate(
-                        job.evaluate,
-                        arms,
-                        held.folder / OUT,
-                        progress=lambda what, done, of: progress(done / max(of, 1), what),
-                        trusted=True,  # who may start a release may run the recipe's functions
-                        judge_cache=job.home / "judge",
-                    )
-                    probed = _probe(job.recipe, arms["candidate"])
-                # the engine has given its memory back: now the trainer's model may have it
-                found_parity = reference.check(probed, trained.result.digest)
-                files.write_json(held.folder / OUT / FILE, found_parity.model_dump(mode="json"))
+            _measure(job, trained, champion, held, progress)
             result = {"scores": means(held.folder / OUT / "scores.jsonl")}
             evaluated = _evaluated(held, held.finish(result, [OUT]), skipped=False)
         held.publish(OUT, job.folder / "evaluation")
@@ -120,6 +107,52 @@ def _take_over(job: Job, trained: Trained, champion: Champion | None, held: Stag
     for name in ("answers.jsonl", "guard.jsonl"):
         if before and (before.folder / name).exists() and not (held.folder / OUT / name).exists():
             files.write_bytes(held.folder / OUT / name, (before.folder / name).read_bytes())
+
+
+def _measure(
+    job: Job, trained: Trained, champion: Champion | None, held: Stage, progress: Progress
+) -> None:
+    """Write scores and parity record. One of engine, offline model and trainer's model runs."""
+    spec, logs = job.evaluate, held.folder
+    offline = spec.generation == "offline"
+
+    def score(arms: Mapping[str, Arm | OfflineArm]) -> None:
+        evaluate(
+            spec,
+            arms,
+            held.folder / OUT,
+            progress=lambda what, done, of: progress(done / max(of, 1), what),
+            trusted=True,  # whoever may start a release may run the recipe's functions
+            judge_cache=job.home / "judge",
+        )
+
+    with Reference(trained.folder, spec.parity, logs / "parity.log") as reference:
+        if offline:
+            score(_offline(job, trained, champion))
+        with ExitStack() as engines:
+            arms = _start(job, trained, None if offline else champion, logs, engines)
+            if not offline:
+                score(arms)
+            probed = _probe(job.recipe, arms["candidate"])
+        parity = reference.check(probed, trained.result.digest)
+    files.write_json(held.folder / OUT / FILE, parity.model_dump(mode="json"))
+
+
+def _offline(job: Job, trained: Trained, champion: Champion | None) -> dict[str, OfflineArm]:
+    recipe, base = job.recipe, job.base()
+
+    def arm(folder: Path, digest: str, adapter: Path | None) -> OfflineArm:
+        trusted, threads = recipe.trust_remote_code, recipe.deploy.threads
+        return OfflineArm(folder, digest, adapter, threads, trusted)
+
+    arms = {
+        "candidate": arm(base.path, trained.result.digest, trained.folder / ADAPTER),
+        "base": arm(base.path, base.digest, None),
+    }
+    former = champion.base(job.home) if champion else None
+    if champion and former:
+        arms["champion"] = arm(former, champion.digest, champion.adapter)
+    return arms
 
 
 def _probe(recipe: Recipe, candidate: Arm) -> list[Answered]:
