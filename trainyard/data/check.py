@@ -125,7 +125,7 @@ def prepare(
     )
     np.save(common, grams.shingles)
     found_sets = None
-    if eval_sets and spec.checks.leak != "off":
+    if eval_sets and {spec.checks.leak, spec.checks.eval_overlap} != {"off"}:
         found_sets = work / "eval_sets.npz"
         read_eval_sets(eval_sets, grams.long, grams.prompt).save(found_sets)
     job = Job(

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from trainyard.data.job import BIT, FACTS, KIND, Job
-from trainyard.data.leakage import EvalSets, asked_and_told
+from trainyard.data.job import BIT, FACTS, KIND, OVERLAPS, Job
+from trainyard.data.leakage import COVERED, EvalSets, asked_and_told
 from trainyard.data.lines import records
 from trainyard.data.messages import RowProblem, text_of
 from trainyard.data.patterns import SEPARATOR, Patterns
@@ -36,7 +36,7 @@ from trainyard.files import why, write_json
 BATCH = 4096
 REPEATED = 0.5
 SYSTEM = ("system", "developer")
-SCANNED_CODES = ("secret", "pii", "special_tokens", "refusal", "placeholder")
+SCANNED_CODES = ("secret", "pii", "special_tokens", "refusal", "placeholder", "toxic")
 MAX_RAW = 1 << 26
 """Longest raw record kept in a quarantine file, in bytes; of a longer one, the beginning."""
 
@@ -64,7 +64,7 @@ class ChunkCheck:
         self.eval_sets = EvalSets.load(job.eval_sets) if job.eval_sets is not None else None
         nothing = np.empty(0, np.uint64)
         long, short = nothing, nothing
-        if self.eval_sets is not None and self.actions["leak"] != "off":
+        if self.eval_sets is not None:
             long = np.unique(self.eval_sets.long.hashes)
             short = np.unique(self.eval_sets.short.hashes)
         self.scanner = Scanner(np.load(job.common), long, short)
@@ -74,6 +74,7 @@ class ChunkCheck:
         self.details = _private(folder / "details.jsonl")
         self.facts: list[Any] = []
         self.bands: list[Any] = []
+        self.overlaps: list[tuple[int, int, float]] = []
         self.reasons: Counter[str] = Counter()
         self.names: dict[str, Counter[str]] = {"label": Counter(), "system": Counter()}
         self.found: Counter[str] = Counter()
@@ -212,20 +213,27 @@ class ChunkCheck:
             "repetition": scanned.repeats > REPEATED,
             "prompt_echo": (scanned.prompt_hash == scanned.answer_hash) & (scanned.units >= 8),
         }
+        if self.actions["language_mismatch"] != "off":
+            asked_in = self.scanner.scan([(b"", asked) for asked, _ in texts])[0].script
+            told_in = scanned.script
+            seen["language_mismatch"] = (asked_in != told_in) & (asked_in != 0) & (told_in != 0)
         for code, rows in seen.items():
             for i in np.flatnonzero(rows).tolist():
                 detail = f"{scanned.repeats[i]:.0%} of 4-grams" if code == "repetition" else ""
                 facts["flags"][i] |= np.uint32(self._note(i, code, detail))
-        if self.eval_sets is None or self.actions["leak"] == "off":
+        if self.eval_sets is None:
             return
         asked = np.fromiter((len(t[0]) > 0 for t in texts), bool, len(texts))
         whole = np.where(asked, scanned.prompt_hash, scanned.answer_hash)
         suspects = (scanned.hits > 0) | np.isin(whole, self.eval_sets.prompts)
         for i in np.flatnonzero(suspects).tolist():
-            leaked = self.eval_sets.leaked(*texts[i], int(whole[i]))
-            if leaked is not None:
-                detail = f"repeats {leaked[1]:.0%} of {leaked[0]}"
-                facts["flags"][i] |= np.uint32(self._note(i, "leak", detail))
+            found = self.eval_sets.overlaps(*texts[i], int(whole[i]))
+            if found:
+                sample, share = found[0]
+                code = "leak" if share >= COVERED else "eval_overlap"
+                detail = f"repeats {share:.0%} of {self.eval_sets.names[sample]}"
+                facts["flags"][i] |= np.uint32(self._note(i, code, detail))
+                self.overlaps += [(self.usable + i, *pair) for pair in found]
 
     def _write(self, facts: Any, batch: list[tuple[int, int, int, dict[str, Any], Any]]) -> None:
         """Canonical bytes of each row (several lines when it is split), with its id and tokens."""
@@ -343,6 +351,7 @@ def check_chunk(job_file: Path, number: int) -> Path:
     empty = np.zeros(0, FACTS), np.zeros((BANDS, 0), np.uint64)
     np.save(partial / "facts.npy", np.concatenate(check.facts) if check.facts else empty[0])
     np.save(partial / "bands.npy", np.concatenate(check.bands, axis=1) if check.bands else empty[1])
+    np.save(partial / "overlaps.npy", np.array(check.overlaps, OVERLAPS))
     write_json(partial / "info.json", info)
     try:
         partial.rename(target)

@@ -22,12 +22,14 @@ from trainyard.data.drift import (
 from trainyard.data.facts import Former, read_former, write_facts
 from trainyard.data.job import METHOD, Job
 from trainyard.data.merge import QUARANTINE, TRAIN, VAL, Merged, merge, reasons, write_rows
+from trainyard.data.overlap import write_overlaps
 from trainyard.data.page import Story, page, summary
 from trainyard.data.shingles import SCRIPTS
 from trainyard.data.template import Template
 from trainyard.data.verdict import Counts, DataVerdict, conserve, judge
 from trainyard.files import digest_file, digest_json, write_json, write_text
 
+CONTAMINATION = "contamination.jsonl"
 MEASURED = ("prompt_chars", "answer_chars", "turns", "tokens")
 
 
@@ -54,7 +56,8 @@ def finish(job_file: Path, out: Path, previous: Path | None = None) -> DataVerdi
         )
         refuse, warn = [*refuse, *harder], [*warn, *softer]
     verdict = _verdict(merged, counts, refuse, warn, out, drift)
-    _write(merged, verdict, Story(verdict, merged, counts, drift), made, former)
+    touched = write_overlaps(merged, made / CONTAMINATION)
+    _write(merged, verdict, Story(verdict, merged, counts, drift, touched), made, former)
     _move(made, out)
     return verdict
 
@@ -157,7 +160,8 @@ def _write(
     write_json(made / "verdict.json", asdict(verdict))
     write_text(made / "report.html", page(story))
     write_text(made / "report.md", summary(story))
-    files = ("train.jsonl", "val.jsonl", "quarantine.jsonl", "facts.parquet", "verdict.json")
+    files = ["train.jsonl", "val.jsonl", "quarantine.jsonl", "facts.parquet", "verdict.json"]
+    files += [CONTAMINATION] if (made / CONTAMINATION).exists() else []
     names: dict[str, Counter[str]] = {"label": Counter(), "system": Counter()}
     for info in merged.infos:
         for key, counter in names.items():

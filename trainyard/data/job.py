@@ -51,6 +51,10 @@ FACTS = np.dtype(
 `length` its raw bytes; `lost` the tokens that truncation cuts; group, label, system are hashes."""
 
 
+OVERLAPS = np.dtype([("row", np.int64), ("sample", np.int32), ("share", np.float64)])
+"""A usable row of the chunk, an evaluation sample, and the share of its grams in the row."""
+
+
 @dataclass(frozen=True)
 class Job:
     folder: Path

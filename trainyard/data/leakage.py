@@ -27,6 +27,7 @@ from trainyard.data.shingles import (
 )
 
 COVERED = 0.5
+"""Share of a sample's grams from which on a row leaks it."""
 BOILERPLATE_SAMPLES = 10
 
 
@@ -62,17 +63,15 @@ class Grams:
         totals = np.bincount(samples, minlength=len(sizes)).astype(np.int32)
         return cls(hashes[order], samples[order], totals)
 
-    def covered(self, grams: U64) -> tuple[int, float]:
-        """The sample of which `grams` (distinct) hold the largest share, and that share."""
+    def shares(self, grams: U64) -> dict[int, float]:
+        """Sample -> share of its grams that are among `grams` (distinct)."""
         low = np.searchsorted(self.hashes, grams, "left")
         high = np.searchsorted(self.hashes, grams, "right")
         found = [self.samples[a:b] for a, b in zip(low, high, strict=True) if b > a]
         if not found:
-            return -1, 0.0
-        counts = np.bincount(np.concatenate(found), minlength=len(self.totals))
-        share = counts / np.maximum(self.totals, 1)
-        best = int(share.argmax())
-        return best, float(share[best])
+            return {}
+        samples, counts = np.unique(np.concatenate(found), return_counts=True)
+        return dict(zip(samples.tolist(), (counts / self.totals[samples]).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -85,19 +84,25 @@ class EvalSets:
     long: Grams
     short: Grams
 
-    def leaked(self, asked: bytes, told: bytes, whole: int) -> tuple[str, float] | None:
-        """The sample repeated and how much of it; `whole` is the hash of the whole prompt."""
-        at = int(np.searchsorted(self.prompts, np.uint64(whole)))
-        if at < len(self.prompts) and self.prompts[at] == whole:
-            return self.names[self.prompt_samples[at]], 1.0
+    def overlaps(self, asked: bytes, told: bytes, whole: int) -> list[tuple[int, float]]:
+        """Samples that a row repeats or shares a 13-gram with, and how much of each, most first.
+
+        `whole` is the hash of the whole prompt. 8-grams of the prompt count from `COVERED` on.
+        """
         first, spaceless = unit_hashes(asked)
         second, _ = unit_hashes(told)
         both = np.concatenate([first, second])
-        best = self.long.covered(distinct(gram_hashes(both, LONG_GRAM)))
+        found = self.long.shares(distinct(gram_hashes(both, LONG_GRAM)))
         if not spaceless:
-            short = self.short.covered(distinct(gram_hashes(first, PROMPT_GRAM)))
-            best = max(best, short, key=lambda found: found[1])
-        return (self.names[best[0]], best[1]) if best[1] >= COVERED else None
+            for sample, share in self.short.shares(
+                distinct(gram_hashes(first, PROMPT_GRAM))
+            ).items():
+                if share >= COVERED:
+                    found[sample] = max(share, found.get(sample, 0.0))
+        at = int(np.searchsorted(self.prompts, np.uint64(whole)))
+        if at < len(self.prompts) and self.prompts[at] == whole:
+            found[int(self.prompt_samples[at])] = 1.0
+        return sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
 
     def save(self, file: Path) -> None:
         with file.open("wb") as out:

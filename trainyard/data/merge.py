@@ -27,6 +27,8 @@ from trainyard.files import read_json
 
 TRAIN, VAL, QUARANTINE = 0, 1, 2
 EXAMPLES = 5
+LONG_ANSWER = 40
+"""Characters from which on an answer is no label."""
 SIDES = ("train", "val", "quarantine")
 
 
@@ -103,11 +105,18 @@ def _relate(merged: Merged) -> None:
     asked = facts["prompt_hash"][alive] ^ facts["system"][alive]
     asked[facts["kind"][alive] == KINDS.index("pretrain")] = 0
     if checks.conflicting_answers != "off":
-        for row in _conflicts(facts, alive, asked):
-            facts["flags"][row] |= np.uint32(BIT["conflicting_answers"])
+        chat = (facts["kind"][alive] == KINDS.index("sft")) & (asked != 0)
+        rows = _differing(alive[chat], asked[chat], facts["answer_hash"])
+        facts["flags"][rows] |= np.uint32(BIT["conflicting_answers"])
         alive = np.flatnonzero((facts["flags"] & mask) == 0)
         asked = facts["prompt_hash"][alive] ^ facts["system"][alive]
     asked[facts["kind"][alive] == KINDS.index("pretrain")] = 0
+    if checks.repeated_answer != "off":
+        long = alive[(facts["answer_chars"][alive] >= LONG_ANSWER) & (asked != 0)]
+        rows = _differing(long, facts["answer_hash"][long], facts["prompt_hash"])
+        facts["flags"][rows] |= np.uint32(BIT["repeated_answer"])
+        stay = (facts["flags"][alive] & mask) == 0
+        alive, asked = alive[stay], asked[stay]
     clusters.join_equal(asked, alive)
     clusters.join_equal(facts["id"][alive, 1], alive)
     clusters.join_equal(facts["group"][alive], alive)
@@ -142,19 +151,18 @@ def _where(merged: Merged, row: int) -> str:
     return f"{table.name}:{merged.facts['line'][row]}"
 
 
-def _conflicts(facts: Any, alive: Rows, asked: NDArray[np.uint64]) -> Any:
-    """Rows of one prompt that do not all answer alike."""
-    chat = (facts["kind"][alive] == KINDS.index("sft")) & (asked != 0)
-    rows, keys = alive[chat], asked[chat]
+def _differing(rows: Rows, keys: NDArray[np.uint64], values: NDArray[np.uint64]) -> Rows:
+    """Rows whose key has several values; `values` are those of all rows."""
     if not len(rows):
         return rows
     _, member = np.unique(keys, return_inverse=True)
-    answers = facts["answer_hash"][rows]
+    own = values[rows]
     low = np.full(member.max() + 1, np.iinfo(np.uint64).max, np.uint64)
     high = np.zeros(member.max() + 1, np.uint64)
-    np.minimum.at(low, member, answers)
-    np.maximum.at(high, member, answers)
-    return rows[(low != high)[member]]
+    np.minimum.at(low, member, own)
+    np.maximum.at(high, member, own)
+    differing: Rows = rows[(low != high)[member]]
+    return differing
 
 
 def reasons(merged: Merged) -> tuple[Counter[str], Counter[str]]:

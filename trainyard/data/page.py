@@ -8,6 +8,7 @@ import numpy as np
 
 from trainyard.data.drift import Drift
 from trainyard.data.merge import QUARANTINE, Merged
+from trainyard.data.overlap import Touched
 from trainyard.data.plots import bars, histogram
 from trainyard.data.verdict import Counts, DataVerdict
 
@@ -32,12 +33,16 @@ SAID = {
 }
 
 
+SHOWN = 10
+
+
 @dataclass(frozen=True)
 class Story:
     verdict: DataVerdict
     merged: Merged
     counts: Counts
     drift: Drift | None
+    touched: Sequence[Touched] = ()
 
 
 def summary(story: Story) -> str:
@@ -86,7 +91,7 @@ def page(story: Story) -> str:
     if v.problems:
         sections.append(_list(v.problems))
     sections += [_lengths(story), _reasons(story), _duplicates(story), _languages(story)]
-    sections += [_drift(story), _found(story), _examples(story)]
+    sections += [_drift(story), _touched(story), _found(story), _examples(story)]
     title = f"Data check: {v.verdict}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
@@ -171,6 +176,19 @@ def _drift(story: Story) -> str:
     table = _table(("what", "", "before", "after", "JS distance", "Wasserstein / sd"), rows)
     drawn = f"<p class=soft>population stability index</p>{bars(items, 'drift', marks)}"
     return f"<h2>Drift</h2><p>{_rows_changed(drift)}.</p>{drawn}{table}"
+
+
+def _touched(story: Story) -> str:
+    if not story.touched:
+        return ""
+    rows = [
+        [t.sample, f"{t.rows:,}", f"{t.leaks:,}", f"{t.share:.0%}"] for t in story.touched[:SHOWN]
+    ]
+    table = _table(("sample", "rows", "of them leaks", "largest share of its 13-grams"), rows)
+    note = (
+        f"{len(story.touched):,} samples share text with rows; contamination.jsonl has each pair."
+    )
+    return f"<h2>Evaluation samples that rows touch</h2>{table}<p class=soft>{note}</p>"
 
 
 def _found(story: Story) -> str:

@@ -61,6 +61,8 @@ class Pattern:
     code: str
     regex: str
     holds: Callable[[str], bool] = _always
+    number: bool = False
+    """Digits that are no part of a longer number, as 13812345678 is of 0.13812345678."""
 
 
 PATTERNS = (
@@ -91,11 +93,11 @@ PATTERNS = (
     ),
     Pattern("phone", "pii", r"\+\d{1,3}[ .-]?\(?\d{1,4}\)?([ .-]?\d{2,4}){2,4}\b"),
     Pattern("us_phone", "pii", r"(\(\d{3}\) ?|\b\d{3}-)\d{3}-\d{4}\b"),
-    Pattern("card", "pii", r"\b[3-6]\d{3}([ -]?\d{4}){2}[ -]?\d{1,7}\b", luhn),
+    Pattern("card", "pii", r"\b[3-6]\d{3}([ -]?\d{4}){2}[ -]?\d{1,7}\b", luhn, number=True),
     Pattern("iban", "pii", r"\b[A-Z]{2}\d{2}( ?[A-Z0-9]{4}){2,7}( ?[A-Z0-9]{1,3})?\b", iban),
     Pattern("ssn", "pii", r"\b\d{3}-\d{2}-\d{4}\b", social_security),
-    Pattern("cn_mobile", "pii", r"\b1[3-9]\d{9}\b"),
-    Pattern("cn_id", "pii", r"\b[1-9]\d{5}(19|20)\d{9}[\dXx]\b", chinese_id),
+    Pattern("cn_mobile", "pii", r"\b1[3-9]\d{9}\b", number=True),
+    Pattern("cn_id", "pii", r"\b[1-9]\d{5}(19|20)\d{9}[\dXx]\b", chinese_id, number=True),
     Pattern("template_token", "special_tokens", r"<\|[A-Za-z_][\w]{1,30}\|>"),
     Pattern("turn_token", "special_tokens", r"<(start|end)_of_turn>|\[/?INST\]|<</?SYS>>"),
     Pattern(
@@ -107,6 +109,21 @@ PATTERNS = (
         r"|as an ai( language)? (model|assistant)"
         r"|(i['\x{2019}]m|i am) (unable|not able) to (help|assist|provide|comply|fulfill)"
         r"|(很)?抱歉\x{ff0c}我(无法|不能))",
+    ),
+    Pattern(
+        "slur", "toxic", r"(?i)\b(n[i1]gg(er|a)s?|f[a4]gg?[o0]ts?|k[i1]kes?|sp[i1]cs|ch[i1]nks?)\b"
+    ),
+    Pattern(
+        "curse",
+        "toxic",
+        r"(?i)\b(fuck(ing|er|ed|s)?|motherfuckers?|shit(ty|head)?s?|assholes?|bitch(es)?|cunts?"
+        r"|bastards?|whores?)\b",
+    ),
+    Pattern(
+        "threat",
+        "toxic",
+        r"(?i)\b(kill yourself|go die|i(['\x{2019}]ll| will| am going to) (kill|hurt|rape|find) you"
+        r"|you (deserve|should) (to )?die)\b",
     ),
     Pattern("braces", "placeholder", r"\{\{ ?[A-Za-z_][\w .]{0,40} ?\}\}"),
     Pattern(
@@ -132,6 +149,14 @@ class Finding:
         """First four and last two characters at most, and never half of the finding."""
         shown = 6 if len(self.text) >= 16 else 2
         return f"{self.text[: shown - 2]}…{self.text[-2:] if shown == 6 else ''}"
+
+
+def _alone(text: str, start: int, end: int) -> bool:
+    before, after = text[max(0, start - 2) : start], text[end : end + 2]
+    return not (
+        (before[-1:] in (".", ",") and before[:1].isdigit())
+        or (after[:1] in (".", ",") and after[1:].isdigit())
+    )
 
 
 class Patterns:
@@ -166,7 +191,8 @@ class Patterns:
             if codes is not None and pattern.code not in codes:
                 continue
             for match in self.regexes[i].finditer(text):
-                if pattern.holds(match.group()):
+                whole = not pattern.number or _alone(text, match.start(), match.end())
+                if whole and pattern.holds(match.group()):
                     found.append(Finding(pattern, match.start(), match.end(), match.group()))
         return found
 

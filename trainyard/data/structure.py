@@ -96,8 +96,11 @@ def _cut_off(answer: str) -> Finding | None:
 def _calls(messages: list[Message], tools: Any) -> str | None:
     names = {tool.get("function", tool).get("name") for tool in tools or ()}
     waiting: set[str] = set()
+    made: set[str] = set()
     called = False
     for message in messages:
+        if waiting and message["role"] != "tool":
+            return f"the call {min(waiting)!r} has no result before the next turn"
         for call in message.get("tool_calls", ()):
             name = call["function"]["name"]
             if tools is not None and name not in names:
@@ -105,13 +108,15 @@ def _calls(messages: list[Message], tools: Any) -> str | None:
             called = True
             if "id" in call:
                 waiting.add(call["id"])
+                made.add(call["id"])
         if message["role"] != "tool":
             continue
         given = message.get("tool_call_id")
         if not called:
             return "a tool's result without a call"
-        if given is not None and waiting and given not in waiting:
+        if given is not None and made and given not in made:
             return f"a result for the call {given!r}, which nobody made"
+        waiting.discard(given) if given is not None else waiting.clear()
     return None
 
 

@@ -94,6 +94,9 @@ def judge(spec: DataSpec, counts: Counts) -> tuple[list[str], list[str]]:
         if counts.scripts.get(script, 0.0) < least:
             share = counts.scripts.get(script, 0.0)
             refuse.append(f"answers in {script} are {share:.1%}, below {least:.1%}")
+    for script, most in spec.limits.max_script_share.items():
+        if counts.scripts.get(script, 0.0) > most:
+            refuse.append(f"answers in {script} are {counts.scripts[script]:.1%}, over {most:.1%}")
     for label, share in counts.labels.items():
         if share < spec.limits.min_label_share:
             refuse.append(

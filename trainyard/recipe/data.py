@@ -151,6 +151,13 @@ class Checks(Frozen):
     """Repeats an evaluation sample: its whole prompt, or half of its 13-grams or (on prompts)
     8-grams (Brown et al. 2020, appendix C; Lambert et al. 2024, section 3.2)."""
 
+    eval_overlap: Action = "warn"
+    """Shares a 13-gram with an evaluation sample, and less than `leak`. `contamination.jsonl` has
+    every pair of sample and row."""
+
+    repeated_answer: Action = "warn"
+    """An answer of 40 characters or more that also answers another prompt."""
+
     secret: SensitiveAction = "quarantine"
     """A key, token, password or private key."""
 
@@ -175,6 +182,12 @@ class Checks(Frozen):
     refusal: Action = "warn"
     """The answer begins like a refusal of an assistant."""
 
+    toxic: Action = "off"
+    """A slur, a curse or a threat of a short English list: a hint, not a classifier."""
+
+    language_mismatch: Action = "off"
+    """Prompt and answer are mostly in different scripts, as in translation."""
+
     placeholder: Action = "warn"
     """A placeholder left unfilled: `{{name}}`, `[INSERT NAME]`, lorem ipsum."""
 
@@ -188,7 +201,7 @@ class Checks(Frozen):
     """NUL, other control, zero-width or bidirectional override characters."""
 
     tool_calls: Action = "quarantine"
-    """A call to a tool that is not defined, or a result without its call."""
+    """A call to a tool that is not defined or without its result, or a result without its call."""
 
     images: Action = "quarantine"
     """An image file is missing, or images and placeholders differ in number."""
@@ -216,6 +229,9 @@ class Limits(Frozen):
     min_script_share: dict[str, Fraction] = Field(default_factory=dict)
     """Script (latin, han, cyrillic, arabic, thai, kana, hangul, devanagari, other) -> least share
     of rows whose answer is mostly in it."""
+
+    max_script_share: dict[str, Fraction] = Field(default_factory=dict)
+    """Script -> largest share of rows whose answer is mostly in it."""
 
     min_label_share: Fraction = 0.0
     """Least share of rows for each value of `label`."""

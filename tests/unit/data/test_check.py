@@ -174,6 +174,65 @@ def test_a_repeated_eval_sample_refuses_the_data(
     assert "eval.jsonl:1" in lines(verdict, "quarantine")[0]["reasons"][0]["detail"]
 
 
+def test_one_shared_13_gram_is_told_per_sample_and_per_row(
+    write_rows: Write, tmp_path: Path
+) -> None:
+    samples = [row(f"sample{i}") for i in range(3)]
+    evals = write_rows(*samples, name="eval.jsonl")
+    shared = [" ".join(s["output"].split()[20:33]) for s in samples]  # 13 words
+    short = " ".join(samples[0]["output"].split()[20:32])  # 12 prove nothing
+    touching = [
+        row("x", output=f"{shared[0]} and {shared[2]}"),
+        row("y", output=f"{shared[0]} alone"),
+        row("z", output=f"{short} and more of it"),
+        row("leak", instruction=samples[1]["instruction"]),
+    ]
+    spec = lenient(write_rows(*map(row, range(12)), *touching), val_fraction=0)
+    verdict = check(spec, tmp_path / "out", eval_sets=[str(evals)])
+    assert verdict.warnings == {"eval_overlap": 2}
+    assert whys(verdict) == {16: ["leak"]}
+    found = [
+        (Path(e["sample"]).name, e["line"], e["code"], e["side"])
+        for e in lines(verdict, "contamination")
+    ]
+    assert found == [
+        ("eval.jsonl:1", 13, "eval_overlap", "train"),
+        ("eval.jsonl:1", 14, "eval_overlap", "train"),
+        ("eval.jsonl:2", 16, "leak", "quarantine"),
+        ("eval.jsonl:3", 13, "eval_overlap", "train"),
+    ]
+    assert "Evaluation samples that rows touch" in (verdict.folder / "report.html").read_text()
+    strict = lenient(Path(spec.sources[0].path), checks=Checks(eval_overlap="refuse"))
+    refused = check(strict, tmp_path / "no", eval_sets=[str(evals)])
+    assert refused.verdict == "refuse"
+
+
+def test_one_answer_to_many_prompts_is_told_with_its_rate(
+    write_rows: Write, tmp_path: Path
+) -> None:
+    canned = "Thank you for your message, we will come back to you within a day."
+    rows = [row(i, output=canned) for i in range(5)] + [
+        row(i, output="billing") for i in range(5, 9)
+    ]
+    file = write_rows(*map(row, range(9, 20)), *rows)
+    verdict = check(lenient(file), tmp_path / "out")
+    assert verdict.warnings == {"repeated_answer": 5}  # a label is no answer
+    refused = check(
+        lenient(file, limits=Limits(min_rows=0, max_share={"repeated_answer": 0.1})),
+        tmp_path / "no",
+    )
+    assert "repeated_answer is 25.00% of lines, over 10.00%" in refused.problems
+
+
+def test_prompt_and_answer_in_other_scripts_are_told_where_asked(
+    write_rows: Write, tmp_path: Path
+) -> None:
+    file = write_rows(*map(row, range(9)), row("x", output="Ответ написан по-русски, целиком."))
+    assert check(lenient(file), tmp_path / "off").verdict == "pass"
+    spec = lenient(file, checks=Checks(language_mismatch="warn"))
+    assert check(spec, tmp_path / "out").warnings == {"language_mismatch": 1}
+
+
 def test_short_samples_leak_only_as_a_whole(write_rows: Write, tmp_path: Path) -> None:
     evals = write_rows({"instruction": "What is 2 + 2?", "output": "4"}, name="eval.jsonl")
     rows = [{"instruction": q, "output": "4"} for q in ("what is 2+2", "What is 2 + 2 + 0?")]
@@ -281,6 +340,8 @@ def test_labels_and_scripts_have_their_least_shares(write_rows: Write, tmp_path:
     verdict = check(lenient(file, label="kind", limits=limits), tmp_path / "out")
     assert "label 'b' is 2.00%, below 10.00%" in verdict.problems
     assert "answers in cyrillic are 0.0%, below 20.0%" in verdict.problems
+    few = check(lenient(file, limits=Limits(max_script_share={"latin": 0.5})), tmp_path / "few")
+    assert "answers in latin are 100.0%, over 50.0%" in few.problems
 
 
 def test_drift_is_told_by_size_and_never_for_the_same_rows(

@@ -30,6 +30,8 @@ def names(text: str) -> list[str]:
         ("SSN 123-45-6789", "ssn"),
         ("电话13812345678邮箱", "cn_mobile"),  # no word boundary in Unicode's sense
         ("身份证11010519491231002X", "cn_id"),
+        ("Shut up, you bastard.", "curse"),
+        ("I'll kill you.", "threat"),
     ],
 )
 def test_each_kind_is_found(text: str, name: str) -> None:
@@ -47,6 +49,7 @@ def test_each_kind_is_found(text: str, name: str) -> None:
         "order TY-3486 of 2024-11-20, 3.14159265358979",
         "f(x) = {y: [1, 2, 3]} and a | b <tag>",
         "sk-learn-is-a-python-library-name",
+        "a probability of 0.13812345678 or 4.4111111111111111",
     ],
 )
 def test_what_only_looks_alike_is_left_alone(text: str) -> None:
