@@ -158,11 +158,11 @@ class Service:
                 logger.exception("%s", what)
 
     async def _poll(self) -> None:
-        for work in self._works.values():
-            try:
-                await work.poll()
-            except TrainyardError as error:
-                logger.warning("poll of %s: %s", work.spec.name, error)
+        works = list(self._works.values())
+        results = await asyncio.gather(*(w.poll() for w in works), return_exceptions=True)
+        for work, problem in zip(works, results, strict=True):
+            if isinstance(problem, BaseException):
+                logger.warning("poll of %s: %s", work.spec.name, problem)
         await asyncio.to_thread(self._store.forget)
 
     async def _watch(self) -> None:

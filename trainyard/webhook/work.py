@@ -204,7 +204,9 @@ class RepositoryWork:
         try:
             answer = await self._plans(proposal, base, head, changed, list(recipes))
         except (InputError, Refused) as error:
-            answer = Answer(planned=[Planned(recipe="the plan", why="", error=str(error))])
+            answer = Answer(
+                planned=[Planned(recipe="the plan", why="the recipe", error=str(error))]
+            )
         lines = await self._mirror.line_changes(base, head)
         touching = {one.why for one in answer.planned}
         data = {p: n for p, n in lines.items() if p not in recipes and p in touching}
@@ -304,7 +306,7 @@ class RepositoryWork:
 async def _confined(order: Order, folder: Path, tmp: Path) -> Answer:
     """Run `confined` in `folder` with an environment that holds nothing to lose."""
     path = os.environ.get("PATH", os.defpath)
-    env = {"PATH": path, "PYTHONPATH": str(PACKAGE), "LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1",
+    env = {"PATH": path, "PYTHONPATH": str(PACKAGE), "LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1",
            "OMP_NUM_THREADS": "1", "HOME": str(tmp), "TMPDIR": str(tmp)}  # fmt: skip
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "trainyard.webhook.confined", cwd=folder, env=env,
