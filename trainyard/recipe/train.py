@@ -58,8 +58,9 @@ class TrainSpec(Frozen):
     little better at low rank, and slower. `backend: trl` only."""
 
     continue_from: str | None = None
-    """Folder of an adapter whose weights the new one starts from; rank and layers must be the
-    same. Absent starts at zero."""
+    """Adapter whose weights the new one starts from: its folder, or a registered version of the
+    same base as NAME@ALIAS or NAME@DIGEST. Rank and layers must be the same. Absent starts at
+    zero."""
 
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Layers that get an adapter, by the last part of their name. Attention alone is clearly worse

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from trainyard import files, stage
+from trainyard.errors import InputError
 from trainyard.recipe.base import Frozen
+from trainyard.registry import open_registry
+from trainyard.release.champion import fetch
 from trainyard.release.data import Checked
 from trainyard.release.job import Job, Progress, code_digest
 from trainyard.stage import Stage
@@ -39,9 +42,9 @@ class Trained(Frozen):
 
 def inputs(job: Job, data_digest: str) -> dict[str, Any]:
     spec = job.recipe.train
-    start = adapter_weights(spec.continue_from) if spec.continue_from else None
+    start = start_of(job)
     return {
-        "continue_from": start and files.digest_file(start),
+        "continue_from": start and files.digest_file(adapter_weights(str(start))),
         "spec": spec.model_dump(mode="json"),
         "gpus": job.recipe.resources.gpus,
         "base": job.base().digest,
@@ -51,8 +54,28 @@ def inputs(job: Job, data_digest: str) -> dict[str, Any]:
     }
 
 
+def start_of(job: Job) -> Path | None:
+    """Return the folder that `continue_from` names: an adapter's, or a version's by NAME@REF.
+
+    Raises InputError for a version of another base model, NotFound for one that is not registered.
+    """
+    named = job.recipe.train.continue_from
+    if named is None or "@" not in named or Path(named).is_dir():
+        return None if named is None else Path(named)
+    name, _, ref = named.partition("@")
+    record = open_registry(job.recipe.register.registry, job.home).resolve(name, ref)
+    folder = fetch(job.recipe, record, job.home)
+    base = files.read_json(folder / "lineage.json")["base_model"]
+    if base["digest"] != job.base().digest:
+        raise InputError(
+            f"continue_from {named} was trained on {base['ref']} ({base['digest'][:12]}), and "
+            f"base_model {job.recipe.base_model} is {job.base().digest[:12]}: name the same base"
+        )
+    return folder
+
+
 def train_job(job: Job, checked: Checked) -> TrainJob:
-    base = job.base()
+    base, start = job.base(), start_of(job)
     return TrainJob(
         name=job.recipe.name,
         base_model=base.path.absolute(),
@@ -61,7 +84,7 @@ def train_job(job: Job, checked: Checked) -> TrainJob:
         train=(checked.folder / "train.jsonl").absolute(),
         val=(checked.folder / "val.jsonl").absolute() if checked.verdict.val else None,
         data_digest=checked.verdict.digest,
-        spec=job.recipe.train,
+        spec=job.recipe.train.model_copy(update={"continue_from": start and str(start.absolute())}),
         gpus=job.recipe.resources.gpus,
         trust_remote_code=job.recipe.trust_remote_code,
     )
