@@ -61,6 +61,7 @@ def bring_up(started: list[process.ProcessRecord]) -> None:
     env = os.environ | {
         "PREFECT_API_URL": API,
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # what automations/crash-lost-runs.yaml counts on
         "TRAINYARD_ROOT": str(Path.cwd()),
     }
     binaries = postgres.find_binaries()
@@ -81,7 +82,8 @@ def bring_up(started: list[process.ProcessRecord]) -> None:
     remember(started, spawn([*prefect, "server", "start", *where], env, "server"), "server")
     wait_until_healthy()
     env.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)  # the server's alone
-    subprocess.run([sys.executable, "-m", "deployments.pools"], env=env, check=True)
+    for module in ("deployments.pools", "deployments.automate"):
+        subprocess.run([sys.executable, "-m", module], env=env, check=True)
     deploy = [*prefect, "--no-prompt", "deploy", "--all"]
     with (LOGS / "deploy.log").open("wb") as log:
         subprocess.run(
