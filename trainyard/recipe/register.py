@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from trainyard.recipe.base import Frozen
 
@@ -95,6 +95,14 @@ class S3Archive(Frozen):
 
     create_bucket: bool = False
     """Create the bucket when it does not exist."""
+
+    lock_days: PositiveInt | None = None
+    """Nobody can delete or change a version's objects for so many days (S3 object lock, mode
+    GOVERNANCE). The bucket must have been made with object lock, or by `create_bucket`."""
+
+    checkpoint_days: PositiveInt | None = None
+    """The server deletes checkpoints after so many days, by a lifecycle rule of the bucket.
+    Absent: they stay until their training or a sweep deletes them."""
 
     part_mib: Annotated[int, Field(ge=5, le=1024)] = 16
     """Larger files travel in parts of this size, in MiB. A file may have 10 000 parts."""

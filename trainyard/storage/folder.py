@@ -6,12 +6,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from trainyard import files
 from trainyard.errors import NotFound, Refused
-from trainyard.storage.store import Entry, explained_disk
+from trainyard.storage.store import PIECE, Entry, copy, explained_disk
 
-_CHUNK = 1 << 20
 _TEMPORARY = "tmp"
 
 
@@ -19,19 +19,20 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = f"file://{root}"
+        self.parallel = 2  # one reads while the other waits for the disk
+
+    def has(self, key: str, size: int, sha256: str) -> bool:
+        path = self.root / key
+        return path.is_file() and path.stat().st_size == size and files.digest_file(path) == sha256
 
     def put(self, key: str, source: Path, sha256: str, sent: Callable[[int], None]) -> None:
-        target = self.root / key
-        if target.is_file() and files.digest_file(target) == sha256:
-            sent(source.stat().st_size)
-            return
         digest = hashlib.sha256()
         done = 0
         with explained_disk(self.root):
             temporary = self._temporary()
             try:
                 with source.open("rb") as reader, temporary.open("wb") as writer:
-                    while chunk := reader.read(_CHUNK):
+                    while chunk := reader.read(PIECE):
                         digest.update(chunk)
                         writer.write(chunk)
                         done += len(chunk)
@@ -40,14 +41,17 @@ class FolderStore:
                     raise Refused(
                         f"{source} changed while it was archived: its sha256 is not the manifest's"
                     )
-                self._move(temporary, target)
+                self._move(temporary, self.root / key)
             finally:
                 temporary.unlink(missing_ok=True)
+
+    def get(self, key: str, size: int, file: BinaryIO) -> str:
+        return copy(self.chunks(key, size), file)
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:  # noqa: ARG002  (S3 needs the size)
         try:
             with (self.root / key).open("rb") as file:
-                while chunk := file.read(_CHUNK):
+                while chunk := file.read(PIECE):
                     yield chunk
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"{self.url}/{key} does not exist") from None

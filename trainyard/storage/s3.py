@@ -1,96 +1,58 @@
 """`s3://`: the archive in a bucket, by the minio client.
 
-Files larger than a part go up in parallel parts; an interrupted upload is found again and only the
-parts that are missing are sent. Each part is compared with the ETag that the server computed.
-Needs neither tags nor versioning nor conditional writes of the server.
+Files larger than SMALL go up in parallel parts; an interrupted upload is found again and only the
+parts that are missing are sent. The server's MD5 of every part is compared with ours.
+Needs neither tags nor conditional writes of the server; versioning only for `lock_days`.
 """
 
 import hashlib
 import logging
+import os
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import islice
+from io import RawIOBase
+from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
-import certifi
 import urllib3
-from minio import Minio
+from minio.commonconfig import ENABLED, GOVERNANCE, Filter
 from minio.datatypes import Part
-from minio.error import InvalidResponseError, S3Error, ServerError
+from minio.lifecycleconfig import (
+    AbortIncompleteMultipartUpload,
+    Expiration,
+    LifecycleConfig,
+    Rule,
+)
+from minio.retention import Retention
 
-from trainyard import secrets
 from trainyard.errors import InputError, Refused, Unavailable
 from trainyard.recipe.register import S3Archive
+from trainyard.storage.s3_client import Sent, md5, open_client
 from trainyard.storage.s3_errors import (
+    FAILURES,
     MISSING,
     NO_RESUME,
     code_of,
     explain,
     heals,
-    is_distrust,
     short,
 )
-from trainyard.storage.store import Entry
+from trainyard.storage.store import CHECKPOINTS, PIECE, SMALL, Entry, copy, in_order
 
 logger = logging.getLogger(__name__)
 
-_ANSWERED = (S3Error, ServerError, InvalidResponseError)
 _ATTEMPTS = 4
-_ONE_PUT_MIB = 5
 _MOST_PARTS = 10_000
+_RULE = "trainyard-checkpoints"
 
 T = TypeVar("T")
-
-
-class _Client(Minio):  # type: ignore[misc]  # untyped for mypy, see pyproject.toml
-    """Minio with the calls for single parts that its public interface keeps to itself (7.2)."""
-
-    def begin(self, bucket: str, key: str, sha256: str) -> str:
-        return str(self._create_multipart_upload(bucket, key, {"x-amz-meta-sha256": sha256}))
-
-    def send_part(self, bucket: str, key: str, upload: str, number: int, data: bytes) -> str:
-        return str(self._upload_part(bucket, key, data, None, upload, number))
-
-    def complete(self, bucket: str, key: str, upload: str, parts: list[Part]) -> str | None:
-        """Return the ETag of the whole; None when the answer has none."""
-        etag = self._complete_multipart_upload(bucket, key, upload, parts).etag
-        return str(etag).strip('"') if etag else None
-
-    def abort(self, bucket: str, key: str, upload: str) -> None:
-        self._abort_multipart_upload(bucket, key, upload)
-
-    def send_whole(self, bucket: str, key: str, data: bytes, sha256: str) -> str:
-        headers = {"Content-Type": "application/octet-stream", "x-amz-meta-sha256": sha256}
-        return str(self._put_object(bucket, key, data, headers).etag)
-
-    def unfinished(self, bucket: str, prefix: str) -> Iterator[tuple[str, str, datetime]]:
-        """Yield (key, upload, begun) of every upload that was neither completed nor aborted."""
-        key_marker, upload_marker = None, None
-        while True:
-            found = self._list_multipart_uploads(
-                bucket, prefix=prefix, key_marker=key_marker, upload_id_marker=upload_marker
-            )
-            for upload in found.uploads:
-                yield upload.object_name, upload.upload_id, upload.initiated_time
-            key_marker, upload_marker = found.next_key_marker, found.next_upload_id_marker
-            if not found.is_truncated or not key_marker:
-                return
-
-    def parts(self, bucket: str, key: str, upload: str) -> Iterator[Part]:
-        marker = None
-        while True:
-            found = self._list_parts(bucket, key, upload, part_number_marker=marker)
-            yield from found.parts
-            marker = found.next_part_number_marker
-            if not found.is_truncated or not marker:
-                return
 
 
 class S3Store:
@@ -98,34 +60,58 @@ class S3Store:
         where = urlsplit(spec.url)
         self.url = spec.url.rstrip("/")
         self.spec = spec
+        self.parallel = spec.parallel
         self.bucket = where.netloc
         self.prefix = where.path.strip("/")
-        self.client = _open(spec)
+        self.client = open_client(spec)
         self.bucket_checked = False
+        self.checking = threading.Lock()
+
+    def has(self, key: str, size: int, sha256: str) -> bool:
+        with self._explained(f"{self.url}/{key}"):
+            return self._has(self._name(key), size, sha256)
 
     def put(self, key: str, source: Path, sha256: str, sent: Callable[[int], None]) -> None:
-        name, size = self._name(key), source.stat().st_size
+        size = source.stat().st_size
         with self._explained(f"{self.url}/{key}"):
             self._check_bucket()
-            if self._has(name, size, sha256):
-                sent(size)
-            elif size <= _ONE_PUT_MIB * 2**20:
+            if size <= SMALL:
                 data = source.read_bytes()
                 _compare(source, hashlib.sha256(data).hexdigest(), sha256)
-                self._put_whole(name, data, sha256)
+                self._put_whole(self._name(key), data, sha256)
                 sent(size)
             else:
-                self._put_parts(name, source, sha256, sent)
+                self._put_parts(self._name(key), source, sha256, sent)
+
+    def get(self, key: str, size: int, file: BinaryIO) -> str:
+        if size <= SMALL:
+            return copy(self.chunks(key, size), file)
+        name, step, place = self._name(key), self.spec.part_mib * 2**20, file.fileno()
+
+        def fetch(start: int) -> range:
+            at = start
+            for piece in self._stream(name, start, min(step, size - start)):
+                at += os.pwrite(place, piece, at)
+            return range(start, at, PIECE)
+
+        digest = hashlib.sha256()
+        with self._explained(f"{self.url}/{key}"):
+            # asked once and alone: a server that hashes a file at its first use does so once
+            there = self._again(lambda: self._stat(name)).size
+            if there != size:
+                raise Refused(f"{self.url}/{key} was changed: {there} bytes instead of {size}")
+            jobs = (partial(fetch, start) for start in range(0, size, step))
+            for part in in_order(self.spec.parallel, jobs):
+                for at in part:  # back from the page cache, while the next parts arrive
+                    digest.update(os.pread(place, min(PIECE, part.stop - at), at))
+        return digest.hexdigest()
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
-        name, step = self._name(key), self.spec.part_mib * 2**20
-
-        def fetch(start: int) -> bytes:
-            return self._again(lambda: self._body(name, start, min(step, size - start)))
-
-        jobs = (partial(fetch, start) for start in range(0, size, step))
         with self._explained(f"{self.url}/{key}"):
-            yield from _in_order(self.spec.parallel, jobs)
+            if size <= SMALL:
+                yield self._again(lambda: self._body(self._name(key)))
+            else:
+                yield from self._stream(self._name(key), 0, size)
 
     def read(self, key: str) -> bytes:
         with self._explained(f"{self.url}/{key}"):
@@ -139,74 +125,101 @@ class S3Store:
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         with self._explained(f"{self.url}/{prefix}"):
-            if not self._again(lambda: self.client.bucket_exists(self.bucket)):
-                if self.spec.create_bucket:
-                    return
-                raise self._no_bucket()
             found = self.client.list_objects(self.bucket, prefix=self._name(prefix), recursive=True)
-            for item in found:
-                yield Entry(self._key(item.object_name), item.size, item.last_modified)
+            try:
+                for item in found:
+                    yield Entry(self._key(item.object_name), item.size, item.last_modified)
+            except FAILURES as error:
+                if code_of(error) != "NoSuchBucket" or not self.spec.create_bucket:
+                    raise
 
     def delete(self, key: str) -> None:
+        """In a bucket that keeps versions the object is hidden, and its bytes stay."""
         with self._explained(f"{self.url}/{key}"):
             self._again(lambda: self.client.remove_object(self.bucket, self._name(key)))
 
     def sweep(self, prefix: str, before: datetime) -> int:
         swept = 0
         with self._explained(f"{self.url}/{prefix}"):
-            for name, upload, begun in list(self._unfinished(self._name(prefix))):
+            for name, upload, begun in list(
+                self.client.unfinished(self.bucket, self._name(prefix))
+            ):
                 if begun < before:
                     self.client.abort(self.bucket, name, upload)
                     swept += 1
         return swept
 
     def _put_whole(self, name: str, data: bytes, sha256: str) -> None:
-        etag = self._again(lambda: self.client.send_whole(self.bucket, name, data, sha256))
-        self._check_etag(name, hashlib.md5(data, usedforsecurity=False).hexdigest(), etag)
+        headers = {"Content-Type": "application/octet-stream", "x-amz-meta-sha256": sha256}
+        sent = self._again(
+            lambda: self.client.send(self.bucket, name, data, headers, sha256=sha256)
+        )
+        self._lock(name, sent)
 
     def _put_parts(self, name: str, source: Path, sha256: str, sent: Callable[[int], None]) -> None:
         upload, there = self._resumable(name)
-        upload = upload or self._again(lambda: self.client.begin(self.bucket, name, sha256))
+        upload = upload or self._again(
+            lambda: self.client.begin(self.bucket, name, {"x-amz-meta-sha256": sha256})
+        )
+        step = self._part_size(source.stat().st_size)
+        free: SimpleQueue[bytearray] = SimpleQueue()
+        for _ in range(self.spec.parallel + 2):  # at work, ready, and being read
+            free.put(bytearray(step))
         digest = hashlib.sha256()
 
-        def send(number: int, data: bytes) -> tuple[Part, int]:
-            md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-            if there.get(number) != (md5, len(data)):
+        def send(number: int, buffer: bytearray, size: int) -> tuple[Part, int]:
+            data = memoryview(buffer)[:size]
+            etag, known = there.get(number, ("", 0))
+            if known != size or md5(data) != etag:
                 etag = self._again(
                     lambda: self.client.send_part(self.bucket, name, upload, number, data)
                 )
-                self._check_etag(f"{name} part {number}", md5, etag)
-            return Part(number, md5), len(data)
+            free.put(buffer)
+            return Part(number, etag), size
 
         def jobs() -> Iterator[Callable[[], tuple[Part, int]]]:
-            step = self._part_size(source.stat().st_size)
-            with source.open("rb") as file:
-                for number, data in enumerate(iter(lambda: file.read(step), b""), start=1):
-                    digest.update(data)
-                    yield partial(send, number, data)
+            with source.open("rb", buffering=0) as file:
+                for number in count(1):
+                    buffer = free.get()
+                    if not (size := _fill(file, buffer)):
+                        return
+                    digest.update(memoryview(buffer)[:size])
+                    yield partial(send, number, buffer, size)
 
         parts: list[Part] = []
         done = 0
-        for part, size in _in_order(self.spec.parallel, jobs()):
+        for part, size in in_order(self.spec.parallel, jobs()):
             parts.append(part)
             done += size
             sent(done)
         if digest.hexdigest() != sha256:
             self.client.abort(self.bucket, name, upload)
         _compare(source, digest.hexdigest(), sha256)
-        etag = self._again(lambda: self.client.complete(self.bucket, name, upload, parts))
+        self._complete(name, upload, parts, done, sha256)
+
+    def _complete(self, name: str, upload: str, parts: list[Part], size: int, sha256: str) -> None:
+        try:
+            sent = self._again(lambda: self.client.complete(self.bucket, name, upload, parts))
+        except FAILURES as error:
+            # the answer to an earlier attempt may have been lost, not the attempt
+            if code_of(error) != "NoSuchUpload" or not self._has(name, size, sha256):
+                raise
+            sent = Sent("", None)
         # an answer of 200 may still carry an error; the ETag of the whole says that it does not
         whole = hashlib.md5(usedforsecurity=False)
         for part in parts:
             whole.update(bytes.fromhex(part.etag))
-        if etag != f"{whole.hexdigest()}-{len(parts)}" and not self._has(name, done, sha256):
+        if sent.etag != f"{whole.hexdigest()}-{len(parts)}" and not self._has(name, size, sha256):
             raise Unavailable(f"{self.url}: {name} was sent whole and is not there; try again")
+        self._lock(name, sent)
 
     def _resumable(self, name: str) -> tuple[str | None, dict[int, tuple[str, int]]]:
         """Return the youngest unfinished upload of `name` and its parts: number -> (md5, bytes)."""
         try:
             found = [
-                (begun, upload) for key, upload, begun in self._unfinished(name) if key == name
+                (begun, upload)
+                for key, upload, begun in self.client.unfinished(self.bucket, name)
+                if key == name
             ]
             if not found:
                 return None, {}
@@ -215,15 +228,12 @@ class S3Store:
                 part.part_number: (part.etag.strip('"'), part.size or 0)
                 for part in self.client.parts(self.bucket, name, upload)
             }
-        except _ANSWERED as error:
+        except FAILURES as error:
             if code_of(error) in NO_RESUME:
                 return None, {}
             raise
         logger.info("%s: going on with an upload that has %d parts", name, len(parts))
         return upload, parts
-
-    def _unfinished(self, prefix: str) -> Iterator[tuple[str, str, datetime]]:
-        return self.client.unfinished(self.bucket, prefix)
 
     def _part_size(self, size: int) -> int:
         """Bytes per part: as the recipe says, or more where the file would need too many."""
@@ -231,49 +241,131 @@ class S3Store:
 
     def _has(self, name: str, size: int, sha256: str) -> bool:
         try:
-            found = self._again(lambda: self.client.stat_object(self.bucket, name))
-        except _ANSWERED as error:
+            found = self._again(lambda: self._stat(name))
+        except FAILURES as error:
             if code_of(error) in MISSING:
                 return False
             raise
         return found.size == size and (found.metadata or {}).get("x-amz-meta-sha256") == sha256
 
+    def _stat(self, name: str) -> Any:
+        try:
+            return self.client.stat_object(self.bucket, name)
+        except FAILURES as error:
+            # the answer to a HEAD has no body, so only a GET says why
+            if code_of(error) in {"AccessDenied", "BadRequest"}:
+                self._body(name, 0, 1)
+            raise
+
     def _body(self, name: str, start: int = 0, length: int = 0) -> bytes:
+        return b"".join(self._pieces(name, start, length))
+
+    def _stream(self, name: str, start: int, length: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` in order; a connection that breaks is taken up there."""
+        done = failed = 0
+        while done < length:
+            try:
+                for piece in self._pieces(name, start + done, length - done):
+                    done, failed = done + len(piece), 0
+                    yield piece
+            except FAILURES as error:
+                failed += 1
+                if failed == _ATTEMPTS or not heals(error):
+                    raise
+                logger.info("%s: %s, trying again", self.url, short(error))
+                time.sleep(0.2 * 2**failed)
+
+    def _pieces(self, name: str, start: int, length: int) -> Iterator[bytes]:
         response = self.client.get_object(self.bucket, name, offset=start, length=length)
         try:
-            body: bytes = response.read()
+            if length and int(response.headers.get("Content-Length", length)) > length:
+                raise urllib3.exceptions.ProtocolError("more came than was asked for")
+            while piece := response.read(PIECE):
+                yield piece
         finally:
             response.close()
             response.release_conn()
-        if length and len(body) != length:
-            raise urllib3.exceptions.ProtocolError(f"{len(body)} bytes came of {length}")
-        return body
 
     def _check_bucket(self) -> None:
-        if self.bucket_checked:
+        with self.checking:
+            if self.bucket_checked:
+                return
+            if self.spec.create_bucket:
+                self._make_bucket()
+            if self.spec.lock_days:
+                self._check_lock()
+            if self.spec.checkpoint_days:
+                self._let_expire(self.spec.checkpoint_days)
+            self.bucket_checked = True
+
+    def _make_bucket(self) -> None:
+        if self._again(lambda: self.client.bucket_exists(self.bucket)):
             return
-        if not self._again(lambda: self.client.bucket_exists(self.bucket)):
-            if not self.spec.create_bucket:
-                raise self._no_bucket()
-            self.client.make_bucket(self.bucket)
-        self.bucket_checked = True
+        try:
+            self.client.make_bucket(self.bucket, object_lock=self.spec.lock_days is not None)
+        except FAILURES as error:  # another process may have been faster
+            if code_of(error) not in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
+                raise
 
-    def _no_bucket(self) -> InputError:
-        return InputError(
-            f"{self.spec.endpoint} has no bucket {self.bucket}; create it, or set "
-            "`create_bucket: true` in register.archive"
+    def _check_lock(self) -> None:
+        # a server that knows no versions would take the lock's text for the object's content
+        try:
+            kept = self.client.get_bucket_versioning(self.bucket).status == "Enabled"
+            self.client.get_object_lock_config(self.bucket)
+        except FAILURES as error:
+            if heals(error) or not code_of(error):
+                raise
+            kept = False
+        if not kept:
+            raise InputError(
+                f"{self.url}: the bucket was made without object lock, so lock_days cannot hold; "
+                "make a bucket with it, or leave lock_days out of register.archive"
+            )
+
+    def _lock(self, name: str, sent: Sent) -> None:
+        if self.spec.lock_days and not name.startswith(self._name(CHECKPOINTS)):
+            until = datetime.now(UTC) + timedelta(days=self.spec.lock_days)
+            rule = Retention(GOVERNANCE, until)
+            self._again(
+                lambda: self.client.set_object_retention(self.bucket, name, rule, sent.version)
+            )
+
+    def _let_expire(self, days: int) -> None:
+        """Have the server delete old checkpoints; rules of others are never rewritten."""
+        wanted = Rule(
+            ENABLED,
+            rule_filter=Filter(prefix=self._name(CHECKPOINTS)),
+            rule_id=_RULE,
+            expiration=Expiration(days=days),
+            abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(days),
         )
-
-    def _check_etag(self, what: str, md5: str, etag: str) -> None:
-        if etag != md5:
-            raise Unavailable(f"{self.url}: {what} arrived damaged; try again")
+        try:
+            found = self.client.get_bucket_lifecycle(self.bucket)
+            rules = found.rules if found else []
+            if [(rule.rule_id, rule.expiration.days) for rule in rules if rule.expiration] == [
+                (_RULE, days)
+            ]:
+                return
+            if all(rule.rule_id == _RULE for rule in rules):
+                self.client.set_bucket_lifecycle(self.bucket, LifecycleConfig([wanted]))
+                return
+            why = "has lifecycle rules of its own"
+        except FAILURES as error:
+            if heals(error) or not code_of(error):
+                raise
+            why = f"takes no lifecycle rule ({code_of(error)})"
+        raise InputError(
+            f"{self.url}: the bucket {why}; add one there that expires "
+            f"{self._name(CHECKPOINTS)} after {days} days, and leave checkpoint_days out of "
+            "register.archive"
+        )
 
     def _again(self, call: Callable[[], T]) -> T:
         """Call until it is answered, four times at most: only what time heals is tried again."""
         for attempt in range(_ATTEMPTS):
             try:
                 return call()
-            except (urllib3.exceptions.HTTPError, *_ANSWERED) as error:
+            except FAILURES as error:
                 if attempt == _ATTEMPTS - 1 or not heals(error):
                     raise
                 logger.info("%s: %s, trying again", self.url, short(error))
@@ -290,53 +382,18 @@ class S3Store:
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except _ANSWERED as error:
-            if code_of(error):
-                raise explain(self.spec, self.bucket, what, error) from error
-            raise Unavailable(f"{self.spec.endpoint} did not answer: {short(error)}") from error
-        except urllib3.exceptions.HTTPError as error:
-            if is_distrust(error):
-                raise InputError(
-                    f"{self.spec.endpoint} shows a certificate that is not trusted "
-                    f"({short(error)}); name its authority in register.archive.ca"
-                ) from error
-            raise Unavailable(f"{self.spec.endpoint} did not answer: {short(error)}") from error
+        except FAILURES as error:
+            raise explain(self.spec, self.bucket, what, error) from error
 
 
-def _open(spec: S3Archive) -> _Client:
-    where = urlsplit(spec.endpoint)
-    if spec.ca and not Path(spec.ca).is_file():
-        raise InputError(f"register.archive.ca: {spec.ca} does not exist")
-    pool = urllib3.PoolManager(
-        maxsize=spec.parallel + 2,
-        timeout=urllib3.Timeout(connect=10, read=120),
-        retries=False,
-        cert_reqs="CERT_REQUIRED",
-        ca_certs=spec.ca or certifi.where(),
-    )
-    return _Client(
-        where.netloc,
-        access_key=secrets.resolve(spec.access_key),
-        secret_key=secrets.resolve(spec.secret_key),
-        session_token=secrets.resolve(spec.session_token) if spec.session_token else None,
-        secure=where.scheme == "https",
-        region=spec.region,
-        http_client=pool,
-    )
+def _fill(file: RawIOBase, buffer: bytearray) -> int:
+    """Read until the buffer is full or the file ends; return the bytes read."""
+    view, done = memoryview(buffer), 0
+    while size := file.readinto(view[done:]):
+        done += size
+    return done
 
 
 def _compare(source: Path, found: str, expected: str) -> None:
     if found != expected:
         raise Refused(f"{source} changed while it was archived: its sha256 is not the manifest's")
-
-
-def _in_order(width: int, jobs: Iterator[Callable[[], T]]) -> Iterator[T]:
-    """Yield the results in the order of `jobs`; `width` at work, and one ready to follow."""
-    with ThreadPoolExecutor(width) as pool:
-        waiting = deque(pool.submit(job) for job in islice(jobs, width + 1))
-        try:
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(pool.submit(job) for job in islice(jobs, 1))
-        finally:
-            pool.shutdown(cancel_futures=True)

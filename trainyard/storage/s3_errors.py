@@ -10,6 +10,20 @@ from minio.error import InvalidResponseError, S3Error, ServerError
 from trainyard.errors import InputError, NotFound, Unavailable
 from trainyard.recipe.register import S3Archive
 
+
+class Damaged(Exception):
+    """The server has other bytes than were sent."""
+
+
+FAILURES = (
+    S3Error,
+    ServerError,
+    InvalidResponseError,
+    urllib3.exceptions.HTTPError,
+    Damaged,
+)
+"""What the client raises when a server says no, nothing, or something else than was asked."""
+
 MISSING = {"NoSuchKey", "NoSuchObject", "ResourceNotFound", "NotFound", "NoSuchVersion"}
 NO_RESUME = {"NotImplemented", "MethodNotAllowed", "NoSuchUpload"}
 WRONG_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"}
@@ -36,7 +50,11 @@ def code_of(error: Exception) -> str | None:
 
 
 def explain(spec: S3Archive, bucket: str, what: str, error: Exception) -> Exception:
+    if isinstance(error, Damaged):
+        return Unavailable(f"{what} arrived damaged at {spec.endpoint}, again and again")
     code = code_of(error)
+    if code is None:
+        return _unanswered(spec, error)
     if code in MISSING or (code == "NoSuchBucket" and spec.create_bucket):
         return NotFound(f"{what} does not exist")
     if code == "NoSuchBucket":
@@ -67,19 +85,30 @@ def explain(spec: S3Archive, bucket: str, what: str, error: Exception) -> Except
 
 def heals(error: Exception) -> bool:
     """Whether the same request may be answered soon."""
+    if isinstance(error, Damaged):
+        return True
     if isinstance(error, urllib3.exceptions.HTTPError):
-        return not is_distrust(error)
+        return not _is_distrust(error)
     return code_of(error) in TRANSIENT
-
-
-def is_distrust(error: Exception) -> bool:
-    return isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError)
 
 
 def short(error: Exception) -> str:
     reason = getattr(error, "reason", None) or error
     first = (str(reason).splitlines() or [""])[0]
     return first.rsplit(": ", 1)[-1] or type(reason).__name__
+
+
+def _unanswered(spec: S3Archive, error: Exception) -> Exception:
+    if _is_distrust(error):
+        return InputError(
+            f"{spec.endpoint} shows a certificate that is not trusted ({short(error)}); name its "
+            "authority in register.archive.ca"
+        )
+    return Unavailable(f"{spec.endpoint} did not answer: {short(error)}")
+
+
+def _is_distrust(error: Exception) -> bool:
+    return isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError)
 
 
 def _skew(error: Exception) -> str:
