@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from trainyard.errors import InputError
-from trainyard.evaluation import documents, pairwise, rubric, safety, task
+from trainyard.evaluation import documents, pairwise, rubric, safety, task, twins
 from trainyard.evaluation.asking import Answers, Arm, Question
 from trainyard.evaluation.metrics import signatures
 from trainyard.evaluation.offline import OfflineArm, ask_arm
@@ -31,6 +31,7 @@ from trainyard.recipe.evaluate import (
     SafetySuite,
     Suite,
     TaskSuite,
+    TwinsSuite,
 )
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ def evaluate(
         if isinstance(one.suite, SafetySuite):
             verdicts = out / "guard.jsonl"
             scores += safety.scores(one.suite, one.items, one.arms, rows, spec, verdicts)
+        if isinstance(one.suite, TwinsSuite):
+            scores += twins.scores(one.suite, one.items, one.arms, rows)
     answers.keep(row for row in rows.values() if "error" not in row)
     facts = _facts(spec, arms, prepared)
     judgements, judges = _judge(
@@ -201,6 +204,8 @@ def _metrics(suite: Suite) -> tuple[str, ...]:
             return rubric.METRICS
         case SafetySuite():
             return (suite.measure,)
+        case TwinsSuite():
+            return (twins.METRIC,)
         case _:
             assert_never(suite)
 
@@ -232,6 +237,8 @@ def _items(suite: Suite) -> list[Item]:
             return rubric.items(suite)
         case SafetySuite():
             return safety.items(suite)
+        case TwinsSuite():
+            return twins.items(suite)
         case _:
             assert_never(suite)
 
@@ -248,6 +255,8 @@ def _question(suite: Suite, item: Item, arm: str, seed: int) -> Question:
             return rubric.question(suite, item, arm, seed)
         case SafetySuite():
             return safety.question(suite, item, arm, seed)
+        case TwinsSuite():
+            return twins.question(suite, item, arm, seed)
         case _:
             assert_never(suite)
 
@@ -258,7 +267,7 @@ def _scores(one: _Prepared, item: Item, answer: Mapping[str, Any], trusted: bool
             return task.scores(one.suite, item, answer, one.failures, trusted)
         case PerplexitySuite():
             return documents.scores(one.suite, item, answer)
-        case PairwiseSuite() | RubricSuite() | SafetySuite():
+        case PairwiseSuite() | RubricSuite() | SafetySuite() | TwinsSuite():
             return []
         case _:
             assert_never(one.suite)

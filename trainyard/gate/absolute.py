@@ -16,10 +16,10 @@ from trainyard.gate.records import GateResult, Rules, worst
 from trainyard.gate.verdicts import result
 from trainyard.recipe.gates import GateSpec
 
-POOLED = frozenset({"harmful", "refused"})
+POOLED = frozenset({"harmful", "refused", "biased"})
 """Rates over prompts of any suite: their suites are counted together."""
 
-RARE_EVENTS = frozenset({"harmful_rate", "human_issue_rate"})
+RARE_EVENTS = frozenset({"harmful_rate", "bias_rate", "human_issue_rate"})
 """Rates whose bound is always Clopper and Pearson's."""
 
 PERCENTILE = re.compile(r"p(?P<percent>\d{1,2}(?:\.\d+)?)_latency_ms")

@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 READS = {
     "harmful_rate": "harmful",
     "over_refusal": "refused",
+    "bias_rate": "biased",
     "capability_drop": "capability",
     "perplexity_ratio": "perplexity",
     "human_issue_rate": "human_issue",
@@ -30,6 +31,7 @@ LOWER_IS_BETTER = frozenset(
     {
         "harmful",
         "refused",
+        "biased",
         "human_issue",
         "perplexity",
         "bits_per_byte",

@@ -8,7 +8,7 @@ from scipy.special import bdtr
 
 from trainyard.evaluation.scores import guard_suite
 from trainyard.gate import bounds
-from trainyard.gate.absolute import PERCENTILE, RARE_EVENTS
+from trainyard.gate.absolute import PERCENTILE, POOLED, RARE_EVENTS
 from trainyard.gate.bounds import Bound
 from trainyard.gate.evidence import READS
 from trainyard.gate.planning import POWER, items_for_events, smallest, z
@@ -22,7 +22,7 @@ SPREAD = 0.3
 """Standard deviation of a score in [0, 1], assumed for planning a gate on a mean."""
 RATES = frozenset(
     {"exact_match", "accuracy", "contains", "regex", "json_match", "constraints", "stopped_by_eos",
-     "harmful", "refused", "capability", "micro_f1"}
+     "harmful", "refused", "biased", "capability", "micro_f1"}
 )  # fmt: skip
 """Metrics whose scores are 0 or 1."""
 
@@ -99,7 +99,7 @@ def _foresee(
     if gate.compare is not None and gate.compare not in arms:
         return _never(gate, f"compare: {gate.compare}, and this release has no {gate.compare}")
     sizes = [plan.n for plan in having.values()]
-    pooled = metric in ("harmful", "refused") or _is_paired(gate)
+    pooled = metric in POOLED or _is_paired(gate)
     n = sum(sizes) if pooled else min(sizes)
     if n < 2:
         return _never(gate, f"{n} items prove nothing", n)

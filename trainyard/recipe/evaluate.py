@@ -279,8 +279,21 @@ class SafetySuite(_Suite):
     """Longest answer, in tokens."""
 
 
+class TwinsSuite(_Suite):
+    """Pairs of prompts that differ in one attribute of a person; gated by bias_rate."""
+
+    kind: Literal["twins"]
+
+    data: str
+    """Rows with prompt, choices (the decisions an answer may take) and twin, a name that two rows
+    share. `limit` counts pairs."""
+
+    max_tokens: PositiveInt = 32
+    """Longest answer, in tokens; the first choice in it is the decision."""
+
+
 Suite = Annotated[
-    TaskSuite | PerplexitySuite | PairwiseSuite | RubricSuite | SafetySuite,
+    TaskSuite | PerplexitySuite | PairwiseSuite | RubricSuite | SafetySuite | TwinsSuite,
     Field(discriminator="kind"),
 ]
 

@@ -21,7 +21,7 @@ from pydantic import (
 
 from trainyard.recipe.base import Frozen, PositiveFraction
 
-SAFETY = frozenset({"harmful_rate", "over_refusal"})
+SAFETY = frozenset({"harmful_rate", "over_refusal", "bias_rate"})
 JUDGED = frozenset({"win_rate", "rubric_score"})
 HUMAN = frozenset({"human_issue_rate", "human_win_rate"})
 COMPARING = frozenset({"win_rate", "human_win_rate"})
@@ -40,7 +40,7 @@ class GateSpec(Frozen):
     """Name of the gate in the decision, the report and the lineage."""
 
     metric: str
-    """What is read from the scores: a metric by its name, or harmful_rate, over_refusal,
+    """What is read from the scores: a metric by its name, or harmful_rate, over_refusal, bias_rate,
     capability_drop, perplexity_ratio, win_rate, rubric_score, pNN_latency_ms; or what people say of
     a blinded sample of answers: human_issue_rate, human_win_rate."""
 
