@@ -61,7 +61,7 @@ def bring_up(started: list[process.ProcessRecord]) -> None:
     env = os.environ | {
         "PREFECT_API_URL": API,
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # what automations/crash-lost-runs.yaml counts on
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # automations/crash-lost-runs.yaml counts on it
         "TRAINYARD_ROOT": str(Path.cwd()),
     }
     binaries = postgres.find_binaries()
