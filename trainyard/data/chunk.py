@@ -13,30 +13,37 @@ import sys
 import tempfile
 from collections import Counter
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
+from trainyard.data.batch import SYSTEM, Batch, BatchReader
+from trainyard.data.characters import CONTROL, MOJIBAKE
 from trainyard.data.job import BIT, FACTS, KIND, OVERLAPS, Job
-from trainyard.data.leakage import COVERED, EvalSets, asked_and_told
-from trainyard.data.lines import records
-from trainyard.data.messages import RowProblem, text_of
+from trainyard.data.lay import lay_bodies, lay_lines
+from trainyard.data.leakage import COVERED, EvalSets
+from trainyard.data.lines import Records, batches
+from trainyard.data.messages import text_of
 from trainyard.data.patterns import SEPARATOR, Patterns
 from trainyard.data.proof import Proof, prove, split
 from trainyard.data.rows import RowReader, encode, in_file
-from trainyard.data.shingles import BANDS, CONTROL, MOJIBAKE, Scanner
-from trainyard.data.structure import findings, refuse_unusable
+from trainyard.data.scan import BANDS, SCANNED, Scanner, join
+from trainyard.data.shingles import distinct
+from trainyard.data.structure import ENDS, findings
 from trainyard.data.template import Template
 from trainyard.data.tokens import FastTokens
 from trainyard.errors import InputError
 from trainyard.files import why, write_json
 
-BATCH = 4096
-REPEATED = 0.5
-SYSTEM = ("system", "developer")
 SCANNED_CODES = ("secret", "pii", "special_tokens", "refusal", "placeholder", "toxic")
+REPEATED = 0.5
+SHARED = sorted({*(SCANNED.names or ())} & {*(FACTS.names or ())})
+TOGETHER = 8
+"""Rows that the pattern set looks at in one call; one by one only where it finds something."""
 MAX_RAW = 1 << 26
 """Longest raw record kept in a quarantine file, in bytes; of a longer one, the beginning."""
 
@@ -46,9 +53,8 @@ class ChunkCheck:
         self.job, self.chunk = job, job.chunk(number)
         self.table = self.chunk.table
         self.spec = job.spec
-        self.reader = RowReader(
-            self.table, job.sources[job.chunks[number][0]], job.spec.max_row_bytes
-        )
+        source = job.sources[job.chunks[number][0]]
+        self.reader = BatchReader(RowReader(self.table, source, job.spec.max_row_bytes))
         self.actions = job.spec.checks.model_dump()
         self.template, self.fast = None, None
         if job.model is not None:
@@ -58,15 +64,13 @@ class ChunkCheck:
             special += [t for t in self.template.special.values() if "unk" not in t]
         looked_for = [c for c in SCANNED_CODES if self.actions[c] != "off"]
         self.patterns = Patterns(looked_for, special)
-        self.match = self.patterns.set.Match
-        self.locate_in = in_file(self.table.name)
         self.redacted = frozenset(c for c in ("secret", "pii") if self.actions[c] == "redact")
         self.eval_sets = EvalSets.load(job.eval_sets) if job.eval_sets is not None else None
         nothing = np.empty(0, np.uint64)
         long, short = nothing, nothing
         if self.eval_sets is not None:
-            long = np.unique(self.eval_sets.long.hashes)
-            short = np.unique(self.eval_sets.short.hashes)
+            long = distinct(self.eval_sets.long.hashes)
+            short = distinct(self.eval_sets.short.hashes)
         self.scanner = Scanner(np.load(job.common), long, short)
         self.off = sum(BIT[c] for c, action in self.actions.items() if action == "off")
         self.rows = _private(folder / "rows.jsonl")
@@ -81,21 +85,17 @@ class ChunkCheck:
         self.written = self.read = self.usable = 0
 
     def run(self) -> dict[str, Any]:
-        batch: list[tuple[int, int, int, dict[str, Any], dict[str, Any]]] = []
-        for line, offset, raw in records(self.chunk):
-            self.read += 1
-            try:
-                body, meta = self.reader.read(raw)
-                refuse_unusable(body)
-            except RowProblem as problem:
-                self._quarantine(line, offset, raw, *problem.args)
-                continue
-            batch.append((line, offset, len(raw), body, meta))
-            if len(batch) == BATCH:
-                self._flush(batch)
-                batch = []
-        if batch:
-            self._flush(batch)
+        for some in batches(self.chunk):
+            batch = self.reader.read(some)
+            self.read += len(some.raw)
+            for position, code, detail in batch.problems:
+                self.reasons[code] += 1
+                raw, offset = some.raw[position].removesuffix(b"\n"), int(some.offsets[position])
+                why = [{"code": code, "detail": detail}]
+                line = int(some.lines[position])
+                self.bad.write(quarantined(self.table.name, line, offset, raw, why))
+            if len(batch):
+                self._check(batch, some)
         for file in (self.rows, self.bad, self.details):
             file.close()
         return {
@@ -106,67 +106,63 @@ class ChunkCheck:
             "names": {k: dict(sorted(v.items())) for k, v in self.names.items()},
         }
 
-    def _quarantine(self, line: int, offset: int, raw: bytes, code: str, detail: str) -> None:
-        self.reasons[code] += 1
-        self.bad.write(
-            quarantined(self.table.name, line, offset, raw, [{"code": code, "detail": detail}])
-        )
-
-    def _flush(self, batch: list[tuple[int, int, int, dict[str, Any], dict[str, Any]]]) -> None:
+    def _check(self, batch: Batch, some: Records) -> None:
         facts = np.zeros(len(batch), FACTS)
-        texts: list[tuple[bytes, bytes]] = []
-        flags: list[int] = []
-        for i, (_, _, _, body, meta) in enumerate(batch):
-            asked, told, aside, shaped = texts_of(body)
-            found = 0
-            text = f"{aside}{asked}{SEPARATOR}{told}"
-            if hits := self.match(text):
-                found, asked, told = self._words(i, body, meta, asked, told, text, hits)
-            for code, detail in findings(body, self.table.folder, shaped, told):
-                found |= self._note(i, code, detail)
-            texts.append((asked.encode(), told.encode()))
-            flags.append(found)
-        lines, offsets, lengths, bodies, _ = zip(*batch, strict=True)
-        facts["line"], facts["offset"], facts["length"] = lines, offsets, lengths
-        facts["kind"] = [KIND[body["kind"]] for body in bodies]
-        facts["turns"] = [min(len(b.get("messages", b.get("prompt", ()))), 65535) for b in bodies]
-        facts["flags"] = flags
-        self._names(facts, batch)
-        scanned, bands = self.scanner.scan(texts)
-        for name in scanned.dtype.names:
-            if name in (FACTS.names or ()):
-                facts[name] = scanned[name]
-        self._from_scan(facts, scanned, texts)
-        self._write(facts, batch)
+        taken = np.array(batch.taken)
+        facts["line"], facts["offset"] = some.lines[taken], some.offsets[taken]
+        facts["length"] = [len(some.raw[i]) - some.raw[i].endswith(b"\n") for i in batch.taken]
+        facts["kind"], facts["turns"], facts["samples"] = KIND["sft"], 2, 1
+        for i, body in batch.bodies.items():
+            facts["kind"][i] = KIND[body["kind"]]
+            turns: Any = body.get("messages", body.get("prompt", ()))
+            facts["turns"][i] = min(len(turns), 65535)
+        text, bounds = join(batch.texts())
+        if self._words(batch, facts, text, bounds):
+            text, bounds = join(batch.texts())
+        self._structure(batch, facts)
+        self._names(batch, facts)
+        scanned, bands = self.scanner.scan(np.frombuffer(text, np.uint8), bounds)
+        for name in SHARED:
+            facts[name] = scanned[name]
+        self._from_scan(facts, scanned, text, bounds)
+        self._write(batch, facts, text, bounds)
         facts["flags"] &= np.uint32(~self.off & 0xFFFFFFFF)
         self.usable += len(batch)
         self.facts.append(facts)
         self.bands.append(bands)
 
-    def _note(self, i: int, code: str, detail: str) -> int:
-        """The bit of `code`, after writing down what was found in row `i` of this batch."""
+    def _note(self, facts: Any, i: int, code: str, detail: str) -> None:
+        """Flag row `i` of this batch with `code`, and write down what was found."""
         if self.actions.get(code) == "off":
-            return 0
-        entry = orjson.dumps([self.usable + i, code, detail])
-        self.details.write(entry + b"\n")
-        return BIT[code]
+            return
+        self.details.write(orjson.dumps([self.usable + i, code, detail]) + b"\n")
+        facts["flags"][i] |= np.uint32(BIT[code])
 
-    def _words(
-        self, i: int, body: dict[str, Any], meta: dict[str, Any], asked: str, told: str,
-        text: str, hits: list[int],
-    ) -> tuple[int, str, str]:  # fmt: skip
-        """Flags of the patterns in all text of the row, and its texts after redaction."""
-        flags = 0
-        for finding in self.patterns.locate(text, hits):
-            code, name = finding.pattern.code, finding.pattern.name
-            self.found[name] += 1
-            flags |= self._note(i, code, f"{name} {finding.masked}")
-        sensitive = {c for c in self.redacted if flags & BIT[c]}
-        if sensitive:
-            counts = self._redact(body, frozenset(sensitive))
-            meta["redacted"] = dict(counts)
-            asked, told = asked_and_told(body)
-        return flags, asked, told
+    def _words(self, batch: Batch, facts: Any, text: bytes, bounds: NDArray[np.int64]) -> bool:
+        """Note patterns in all text of the rows; whether some of it was redacted."""
+        match = self.patterns.set.Match
+        begins = bounds[::TOGETHER, 0].tolist()
+        suspects = set(batch.aside)
+        for block, (begin, end) in enumerate(pairwise([*begins, len(text)])):
+            if match(text[begin:end]):
+                first = block * TOGETHER
+                suspects.update(range(first, min(first + TOGETHER, len(batch))))
+        changed = False
+        for i in sorted(suspects):
+            whole = f"{batch.aside.get(i, '')}{batch.asked[i]}{SEPARATOR}{batch.told[i]}"
+            codes = set()
+            for finding in self.patterns.find(whole):
+                code, name = finding.pattern.code, finding.pattern.name
+                self.found[name] += 1
+                self._note(facts, i, code, f"{name} {finding.masked}")
+                codes.add(code)
+            if sensitive := self.redacted & codes:
+                body = batch.body(i)
+                counts = self._redact(body, sensitive)
+                batch.replace(i, body)
+                batch.metas.setdefault(i, {})["redacted"] = dict(counts)
+                changed = True
+        return changed
 
     def _redact(self, body: dict[str, Any], codes: frozenset[str]) -> Counter[str]:
         counts: Counter[str] = Counter()
@@ -188,89 +184,99 @@ class ChunkCheck:
                     part.update({k: clean(v) for k, v in part.items() if k in ("text", "value")})
         return counts
 
-    def _names(self, facts: Any, batch: list[tuple[int, int, int, dict[str, Any], Any]]) -> None:
+    def _structure(self, batch: Batch, facts: Any) -> None:
+        """Note what is wrong with roles, tools, images and the end of the answer."""
+        for i, told in enumerate(batch.told):
+            if told[-1:] in ENDS and "```" not in told and i not in batch.bodies:
+                continue  # nothing of it can be wrong with such an answer
+            body = batch.body(i)
+            for code, detail in findings(body, self.table.folder, i not in batch.bodies, told):
+                self._note(facts, i, code, detail)
+
+    def _names(self, batch: Batch, facts: Any) -> None:
         """Hashes of group, label and system prompt, and how often each label and prompt occurs."""
         group_by, label = self.spec.group_by, self.spec.label
-        for i, (_, _, _, body, meta) in enumerate(batch):
-            if group_by is not None and meta.get(group_by) is not None:
-                facts["group"][i] = _hash64(orjson.dumps(meta[group_by]))
-            if label is not None:
-                value = meta.get(label, body.get("label"))
+        if group_by is not None:
+            for i, meta in batch.metas.items():
+                if meta.get(group_by) is not None:
+                    facts["group"][i] = _hash64(orjson.dumps(meta[group_by]))
+        if label is not None:
+            for i in range(len(batch)):
+                value = batch.metas.get(i, {}).get(label, batch.bodies.get(i, {}).get("label"))
                 name = value if isinstance(value, str) else orjson.dumps(value).decode()
                 facts["label"][i] = _hash64(name.encode())
                 self.names["label"][name] += 1
+        for i, body in batch.bodies.items():
             messages = body.get("messages") or body.get("prompt")
             if messages and messages[0]["role"] in SYSTEM:
                 prompt = _hash64(text_of(messages[0]["content"]).encode())
                 facts["system"][i] = prompt
                 self.names["system"][f"{prompt:016x}"] += 1
 
-    def _from_scan(self, facts: Any, scanned: Any, texts: list[tuple[bytes, bytes]]) -> None:
+    def _from_scan(self, facts: Any, scanned: Any, text: bytes, bounds: NDArray[np.int64]) -> None:
         """Flags that the compiled pass decides, and samples that rows with hits repeat."""
+        asked_in, told_in = scanned.prompt_script, scanned.script
         seen = {
             "control_characters": (scanned.odd & CONTROL) != 0,
             "mojibake": (scanned.odd & MOJIBAKE) != 0,
             "repetition": scanned.repeats > REPEATED,
             "prompt_echo": (scanned.prompt_hash == scanned.answer_hash) & (scanned.units >= 8),
+            "language_mismatch": (asked_in != told_in) & (asked_in != 0) & (told_in != 0),
         }
-        if self.actions["language_mismatch"] != "off":
-            asked_in = self.scanner.scan([(b"", asked) for asked, _ in texts])[0].script
-            told_in = scanned.script
-            seen["language_mismatch"] = (asked_in != told_in) & (asked_in != 0) & (told_in != 0)
         for code, rows in seen.items():
             for i in np.flatnonzero(rows).tolist():
                 detail = f"{scanned.repeats[i]:.0%} of 4-grams" if code == "repetition" else ""
-                facts["flags"][i] |= np.uint32(self._note(i, code, detail))
+                self._note(facts, i, code, detail)
         if self.eval_sets is None:
             return
-        asked = np.fromiter((len(t[0]) > 0 for t in texts), bool, len(texts))
+        asked = bounds[:, 1] > bounds[:, 0]
         whole = np.where(asked, scanned.prompt_hash, scanned.answer_hash)
-        suspects = (scanned.hits > 0) | np.isin(whole, self.eval_sets.prompts)
-        for i in np.flatnonzero(suspects).tolist():
-            found = self.eval_sets.overlaps(*texts[i], int(whole[i]))
-            if found:
+        for i in np.flatnonzero(scanned.hit | np.isin(whole, self.eval_sets.prompts)).tolist():
+            begin, middle, end = bounds[i].tolist()
+            pair = text[begin:middle], text[middle + 1 : end]
+            if found := self.eval_sets.overlaps(*pair, int(whole[i])):
                 sample, share = found[0]
                 code = "leak" if share >= COVERED else "eval_overlap"
-                detail = f"repeats {share:.0%} of {self.eval_sets.names[sample]}"
-                facts["flags"][i] |= np.uint32(self._note(i, code, detail))
-                self.overlaps += [(self.usable + i, *pair) for pair in found]
+                self._note(facts, i, code, f"repeats {share:.0%} of {self.eval_sets.names[sample]}")
+                self.overlaps += [(self.usable + i, *overlap) for overlap in found]
 
-    def _write(self, facts: Any, batch: list[tuple[int, int, int, dict[str, Any], Any]]) -> None:
+    def _write(self, batch: Batch, facts: Any, text: bytes, bounds: NDArray[np.int64]) -> None:
         """Canonical bytes of each row (several lines when it is split), with its id and tokens."""
-        ids, starts, sizes, made = [], [], [], []
-        facts["samples"] = 1
-        for i, (line, _, _, body, meta) in enumerate(batch):
-            row_id, content = encode(body)
-            row = self.locate_in(row_id, content, line, meta)
-            if self.template is not None:
-                row = self._prove(facts[i], i, line, body, meta) or row
-            ids.append(row_id)
-            starts.append(self.written)
-            sizes.append(len(row))
-            made.append(row)
-            self.written += len(row)
-        facts["id"] = np.frombuffer(b"".join(ids), np.uint64).reshape(-1, 2)
-        facts["start"], facts["size"] = starts, sizes
-        self.rows.write(b"".join(made))
+        made = {i: orjson.dumps(body) for i, body in batch.bodies.items()}
+        body, ends = lay_bodies(np.frombuffer(text, np.uint8), bounds, made)
+        view, sha256 = memoryview(body.data), hashlib.sha256
+        places = pairwise([0, *ends.tolist()])
+        ids = np.frombuffer(b"".join([sha256(view[a:b]).digest() for a, b in places]), np.uint8)
+        ids = np.ascontiguousarray(ids.reshape(-1, 32)[:, :16])
+        pieces = self._prove(batch, facts) if self.template is not None else {}
+        metas = {i: orjson.dumps(meta) for i, meta in batch.metas.items()}
+        rows, ends = lay_lines(body, ends, ids, facts["line"], self.table.name, metas, pieces)
+        facts["id"] = ids.view(np.uint64)
+        facts["start"][0] = self.written
+        facts["start"][1:] = self.written + ends[:-1]
+        facts["size"] = np.diff(ends, prepend=0)
+        self.written += len(rows)
+        self.rows.write(rows)
 
-    def _prove(
-        self, facts: Any, i: int, line: int, body: dict[str, Any], meta: dict[str, Any]
-    ) -> bytes | None:
-        """Note tokens and what encoding shows; the row as several lines when it was split."""
+    def _prove(self, batch: Batch, facts: Any) -> dict[int, bytes]:
+        """Note tokens and what encoding shows; the rows that were split, as several lines each."""
         assert self.template is not None
-        proof = prove(self.template, body, self.job.max_seq_len, self.fast)
-        pieces = self._shorter(proof, body)
-        if pieces:
-            proof = Proof(proof.tokens, proof.trained)
-        facts["tokens"], facts["trained"] = proof.tokens, proof.trained
-        for code, detail in proof.findings:
-            facts["flags"] |= np.uint32(self._note(i, code, detail))
-            if code == "over_length" and self.spec.over_length == "truncate":
-                facts["lost"] = proof.tokens - (self.job.max_seq_len or 0)
-        if not pieces:
-            return None
-        facts["samples"] = len(pieces)
-        return b"".join(self.locate_in(*encode(piece), line, meta) for piece in pieces)
+        pieces: dict[int, bytes] = {}
+        longest, locate_in = self.job.max_seq_len, in_file(self.table.name)
+        for i in range(len(batch)):
+            body = batch.body(i)
+            proof = prove(self.template, body, longest, self.fast)
+            facts["tokens"][i], facts["trained"][i] = proof.tokens, proof.trained
+            if parts := self._shorter(proof, body):
+                line, meta = int(facts["line"][i]), batch.metas.get(i, {})
+                pieces[i] = b"".join(locate_in(*encode(part), line, meta) for part in parts)
+                facts["samples"][i] = len(parts)
+                continue
+            for code, detail in proof.findings:
+                self._note(facts, i, code, detail)
+                if code == "over_length" and self.spec.over_length == "truncate":
+                    facts["lost"][i] = proof.tokens - (longest or 0)
+        return pieces
 
     def _shorter(self, proof: Proof, body: dict[str, Any]) -> list[dict[str, Any]]:
         over = any(code == "over_length" for code, _ in proof.findings)
@@ -292,26 +298,6 @@ def quarantined(
     except UnicodeDecodeError:
         entry["raw_base64"] = base64.b64encode(raw).decode()
     return orjson.dumps(entry) + b"\n"
-
-
-def texts_of(body: dict[str, Any]) -> tuple[str, str, str, bool]:
-    """What is asked, what is told, other text of the row, and: is it one question, one answer?
-
-    The other text (system, rejected, tool calls) is left out of comparisons; patterns must see it.
-    """
-    messages = body.get("messages")
-    if messages is not None and len(messages) == 2 and len(body) == 2:
-        first, last = messages
-        if first["role"] == "user" and len(first) == 2 and len(last) == 2:
-            asked, told = first["content"], last["content"]
-            if type(asked) is str and type(told) is str:
-                return asked, told, "", True
-    asked, told = asked_and_told(body)
-    prompt = messages or body.get("prompt") or ()
-    aside = [text_of(m["content"]) for m in prompt if m["role"] in SYSTEM]
-    aside += [text_of(m["content"]) for m in body.get("rejected", ())]
-    aside += [orjson.dumps(m["tool_calls"]).decode() for m in prompt if "tool_calls" in m]
-    return asked, told, "\n".join([*aside, ""]) if aside else "", False
 
 
 @lru_cache(maxsize=2)

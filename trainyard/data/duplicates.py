@@ -5,7 +5,6 @@ verified by exact Jaccard similarity of their shingles.
 """
 
 import mmap
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,11 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from trainyard.data.grams import table_of
 from trainyard.data.leakage import asked_and_told
-from trainyard.data.shingles import BANDS, U64, jaccard, shingle_set
+from trainyard.data.scan import BANDS
+from trainyard.data.shingles import shingle_sets, similarities
+from trainyard.data.units import U64
 
 TOGETHER_AT = 0.7
 """Rows at least this similar stay on one side of the split, even when both are kept."""
@@ -93,31 +95,17 @@ def candidates(bands: Sequence[Any], alive: Rows) -> NDArray[np.int64]:
     return np.asarray(ranked[new], np.int64)
 
 
-class Similarity:
-    """Exact Jaccard similarity of rows, remembering the sets of the latest ones."""
-
-    def __init__(self, texts: Texts, common: U64, remembered: int = 4096) -> None:
-        self.texts, self.common, self.remembered = texts, common, remembered
-        self.sets: OrderedDict[int, tuple[U64, bytes]] = OrderedDict()
-
-    def whole(self, one: int, other: int) -> float:
-        return jaccard(self._set(one)[0], self._set(other)[0])
-
-    def answers(self, one: int, other: int) -> float:
-        nothing = self.common[:0]
-        sets = [shingle_set(b"", self._set(row)[1], nothing) for row in (one, other)]
-        return jaccard(*sets)
-
-    def _set(self, row: int) -> tuple[U64, bytes]:
-        if row in self.sets:
-            self.sets.move_to_end(row)
-            return self.sets[row]
-        asked, told = asked_and_told(self.texts.read(row))
-        answer = told.encode()
-        self.sets[row] = shingle_set(asked.encode(), answer, self.common), answer
-        if len(self.sets) > self.remembered:
-            self.sets.popitem(last=False)
-        return self.sets[row]
+def similarity(
+    pairs: NDArray[np.int64], texts: Texts, common: U64, at_once: int = 2048
+) -> NDArray[np.float64]:
+    """[pairs, 2]: exact Jaccard similarity of the rows of each pair, and of their answers."""
+    made, table = np.empty((len(pairs), 2)), table_of(common)
+    for first in range(0, len(pairs), at_once):
+        rows, places = np.unique(pairs[first : first + at_once], return_inverse=True)
+        asked_told = (asked_and_told(texts.read(row)) for row in rows.tolist())
+        found, where = shingle_sets([t.encode() for pair in asked_told for t in pair], table)
+        made[first : first + at_once] = similarities(found, where, places.reshape(-1, 2))
+    return made
 
 
 class Clusters:
@@ -165,8 +153,8 @@ class Similar:
     compared: int
 
 
-def near_duplicates(pairs: NDArray[np.int64], similarity: Similarity, at: float) -> Similar:
-    """Verified near-duplicates among candidate pairs.
+def near_duplicates(pairs: NDArray[np.int64], shares: NDArray[np.float64], at: float) -> Similar:
+    """Verified near-duplicates among candidate pairs, whose similarities are `shares`.
 
     The answers must be as similar as the whole: a long shared prompt does not make a duplicate.
     """
@@ -179,12 +167,11 @@ def near_duplicates(pairs: NDArray[np.int64], similarity: Similarity, at: float)
             row = clusters[row]
         return row
 
-    for one, other in pairs.tolist():
-        whole = similarity.whole(one, other)
+    for (one, other), (whole, answer) in zip(pairs.tolist(), shares.tolist(), strict=True):
         if whole < min(TOGETHER_AT, at):
             continue
         alike.append((one, other))
-        if whole < at or similarity.answers(one, other) < at:
+        if whole < at or answer < at:
             continue
         a, b = root(one), root(other)
         if a != b:

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from trainyard.data.characters import SCRIPTS
 from trainyard.data.drift import Values, named
 from trainyard.data.job import BIT, CODES, KINDS
 from trainyard.data.merge import QUARANTINE, SIDES, Merged
-from trainyard.data.shingles import SCRIPTS
 from trainyard.errors import InputError
 from trainyard.files import read_json
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import trainyard
+from trainyard.data.characters import SCRIPTS
 from trainyard.data.drift import (
     Drift,
     judge_drift,
@@ -24,7 +25,6 @@ from trainyard.data.job import METHOD, Job
 from trainyard.data.merge import QUARANTINE, TRAIN, VAL, Merged, merge, reasons, write_rows
 from trainyard.data.overlap import write_overlaps
 from trainyard.data.page import Story, page, summary
-from trainyard.data.shingles import SCRIPTS
 from trainyard.data.template import Template
 from trainyard.data.verdict import Counts, DataVerdict, conserve, judge
 from trainyard.files import digest_file, digest_json, write_json, write_text

@@ -363,16 +363,15 @@ class Shapes:
 
     def body(self, row: Row) -> tuple[Body, Row]:
         """Canonical body and metadata of `row`. Raises RowProblem."""
-        found = self.known.get(tuple(row))
-        if found is None:
+        if None in row.values():  # else a row could mean another thing after other rows
             row = {k: v for k, v in row.items() if v is not None}
-            columns = tuple(row)
-            found = self.known.get(columns)
-            if found is None:
-                shape = self.recognise(frozenset(columns))
-                spare = tuple(c for c in columns if c not in shape.needs | shape.may)
-                more = not {"tools", "images", "image"}.isdisjoint(columns)
-                found = self.known[columns] = shape.convert, spare, more
+        columns = tuple(row)
+        found = self.known.get(columns)
+        if found is None:
+            shape = self.recognise(frozenset(columns))
+            spare = tuple(c for c in columns if c not in shape.needs | shape.may)
+            more = not {"tools", "images", "image"}.isdisjoint(columns)
+            found = self.known[columns] = shape.convert, spare, more
         convert, spare, more = found
         body = convert(row, self.tags)
         if more and row.get("tools"):

@@ -3,7 +3,9 @@
 Import this module only where rows are processed: numba takes a second to load.
 """
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -14,9 +16,23 @@ Bytes = NDArray[np.uint8]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _stamp() -> str:
+    files = (Path(__file__).with_name(f"{name}.py") for name in KERNELS)
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+KERNELS = ("kernels", "characters", "units", "grams", "scan", "shingles", "lay")
+STAMP = _stamp()
+
+
 def compiled(function: F) -> F:
-    made: F = numba.njit(cache=True, nogil=True)(function)
-    return made
+    """Compiled code is kept on disk as long as no file with kernels changes.
+
+    Numba looks at the file of the function alone, and so would keep what was inlined from others.
+    """
+    made: Any = numba.njit(cache=True, nogil=True)(function)
+    made._cache._cache_file._source_stamp = STAMP
+    return made  # type: ignore[no-any-return]
 
 
 @compiled

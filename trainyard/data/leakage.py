@@ -13,18 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainyard.data.grams import LONG_GRAM, PROMPT_GRAM
 from trainyard.data.messages import text_of
 from trainyard.data.read import read_samples
 from trainyard.data.rows import prompt_and_answer
-from trainyard.data.shingles import (
-    LONG_GRAM,
-    PROMPT_GRAM,
-    U64,
-    Scanner,
-    distinct,
-    gram_hashes,
-    unit_hashes,
-)
+from trainyard.data.scan import Scanner, join
+from trainyard.data.shingles import distinct, gram_hashes, unit_hashes
+from trainyard.data.units import U64
 
 COVERED = 0.5
 """Share of a sample's grams from which on a row leaks it."""
@@ -134,7 +129,8 @@ def read_eval_sets(paths: Sequence[str], common: U64, common_prompt: U64) -> Eva
             names.append(f"{row['source']['file']}:{row['source']['line']}")
             texts.append((asked.encode(), told.encode()))
     nothing = np.empty(0, np.uint64)
-    scanned, _ = Scanner(nothing, nothing, nothing).scan(texts)
+    joined, bounds = join([text for pair in texts for text in pair])
+    scanned, _ = Scanner(nothing, nothing, nothing).scan(np.frombuffer(joined, np.uint8), bounds)
     whole = np.array(
         [s.prompt_hash if t[0] else s.answer_hash for s, t in zip(scanned, texts, strict=True)],
         np.uint64,

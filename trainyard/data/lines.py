@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainyard.data.containers import Table
+from trainyard.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -67,32 +68,44 @@ def first(chunks: list[Chunk], rows: int | None) -> tuple[list[Chunk], int | Non
 
 def records(chunk: Chunk) -> Iterator[tuple[int, int, bytes]]:
     """Line, byte offset and raw bytes of every record, without its line end."""
+    for batch in batches(chunk):
+        places = zip(batch.lines.tolist(), batch.offsets.tolist(), strict=True)
+        for (line, offset), raw in zip(places, batch.raw, strict=True):
+            yield line, offset, raw.removesuffix(b"\n")
+
+
+@dataclass(frozen=True)
+class Records:
+    """Consecutive records, with byte offsets and lines."""
+
+    raw: list[bytes]
+    """As in the file, a line end included where there is one."""
+    offsets: NDArray[np.int64]
+    lines: NDArray[np.int64]
+
+
+def batches(chunk: Chunk, size: int = 4096) -> Iterator[Records]:
+    """All records of the chunk, `size` at a time. Raises InputError for a file that changed."""
     if chunk.table.index is not None:
-        yield from _indexed(chunk)
+        yield from _indexed(chunk, size)
         return
-    content = _read(chunk.table.path, chunk.start, chunk.end)
-    offset, line = chunk.start, chunk.first_line
-    pieces = content.split(b"\n")
-    del content
-    if not pieces[-1]:
-        pieces.pop()
-    for raw in pieces:
-        yield line, offset, raw
-        offset += len(raw) + 1
-        line += 1
+    offset, line, after = chunk.start, chunk.first_line, chunk.first_line + chunk.lines
+    with chunk.table.path.open("rb", buffering=1 << 18) as opened:
+        opened.seek(offset)
+        while line < after and (raw := list(islice(opened, min(size, after - line)))):
+            ends = offset + np.cumsum(np.fromiter(map(len, raw), np.int64, len(raw)))
+            yield Records(raw, np.r_[offset, ends[:-1]], np.arange(line, line + len(raw)))
+            offset, line = int(ends[-1]), line + len(raw)
+    if offset != chunk.end:
+        raise InputError(f"{chunk.table.name} changed while it was read: start again")
 
 
-def _indexed(chunk: Chunk) -> Iterator[tuple[int, int, bytes]]:
-    index: Any = np.load(chunk.table.index, mmap_mode="r")[chunk.start : chunk.end]  # type: ignore[arg-type]
-    if not len(index):
-        return
-    base = int(index[0, 0])
-    content = _read(chunk.table.path, base, int(index[-1, 0] + index[-1, 1]))
-    for start, length, line in index.tolist():
-        yield line, start, content[start - base : start - base + length]
-
-
-def _read(path: Path, start: int, end: int) -> bytes:
-    with path.open("rb") as opened:
-        opened.seek(start)
-        return opened.read(end - start)
+def _indexed(chunk: Chunk, size: int) -> Iterator[Records]:
+    index: Any = np.load(chunk.table.index, mmap_mode="r")  # type: ignore[arg-type]
+    with chunk.table.path.open("rb") as opened:
+        for begin in range(chunk.start, chunk.end, size):
+            starts, lengths, lines = np.array(index[begin : min(begin + size, chunk.end)]).T
+            opened.seek(int(starts[0]))
+            content = opened.read(int(starts[-1] + lengths[-1] - starts[0]))
+            places = zip((starts - starts[0]).tolist(), lengths.tolist(), strict=True)
+            yield Records([content[a : a + n] for a, n in places], starts, lines)

@@ -16,11 +16,11 @@ from trainyard.data.divide import validation
 from trainyard.data.duplicates import (
     Clusters,
     Rows,
-    Similarity,
     Texts,
     candidates,
     near_duplicates,
     repeats,
+    similarity,
 )
 from trainyard.data.job import BIT, CODES, FACTS, KINDS, Job
 from trainyard.files import read_json
@@ -133,8 +133,8 @@ def _near(merged: Merged, clusters: Clusters, alive: Rows) -> None:
     pairs = candidates(bands, alive)
     files = [place / "rows.jsonl" for place in merged.places]
     texts = Texts(files, merged.firsts, facts["start"], facts["size"])
-    similarity = Similarity(texts, np.load(job.common))
-    found = near_duplicates(pairs, similarity, job.spec.near_duplicate_at)
+    shares = similarity(pairs, texts, np.load(job.common))
+    found = near_duplicates(pairs, shares, job.spec.near_duplicate_at)
     texts.close()
     facts["flags"][found.near] |= np.uint32(BIT["near_duplicate"])
     merged.near, merged.similar_pairs = len(found.near), len(found.alike)
@@ -166,15 +166,17 @@ def _differing(rows: Rows, keys: NDArray[np.uint64], values: NDArray[np.uint64])
 
 
 def reasons(merged: Merged) -> tuple[Counter[str], Counter[str]]:
-    """Lines per code: of the quarantined, and of those that stay."""
+    """Lines per code: set aside for it, and kept with it."""
     away: Counter[str] = Counter()
     for info in merged.infos:
         away.update(info["reasons"])
     kept: Counter[str] = Counter()
     aside = merged.side == QUARANTINE
+    mask = quarantining(merged.job)
     for code in CODES:
         flagged = (merged.facts["flags"] & np.uint32(BIT[code])) != 0
-        away[code] += int((flagged & aside).sum())
+        if mask & BIT[code]:
+            away[code] += int((flagged & aside).sum())
         kept[code] += int((flagged & ~aside).sum())
     return +away, +kept
 

@@ -5,19 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainyard.data.grams import LONG_GRAM, PROMPT_GRAM
 from trainyard.data.leakage import asked_and_told
 from trainyard.data.lines import Chunk, records
 from trainyard.data.messages import RowProblem
 from trainyard.data.rows import RowReader
-from trainyard.data.shingles import (
-    LONG_GRAM,
-    PROMPT_GRAM,
-    U64,
-    distinct,
-    gram_hashes,
-    shingle_set,
-    unit_hashes,
-)
+from trainyard.data.shingles import distinct, gram_hashes, shingle_set, unit_hashes
+from trainyard.data.units import U64
 from trainyard.recipe.data import SourceSpec
 
 ROWS = 2048

@@ -1,11 +1,20 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
+from trainyard.data.characters import SCRIPTS
 from trainyard.data.duplicates import candidates, repeats
-from trainyard.data.shingles import SCRIPTS, Scanner, distinct, jaccard, shingle_set, unit_hashes
+from trainyard.data.scan import Scanner, join
+from trainyard.data.shingles import distinct, jaccard, shingle_set, unit_hashes
 
 NOTHING = np.empty(0, np.uint64)
-SCANNER = Scanner(NOTHING, NOTHING, NOTHING)
+
+
+def scan(*texts: bytes) -> Any:
+    """Of rows without a prompt."""
+    joined, bounds = join([part for text in texts for part in (b"", text)])
+    return Scanner(NOTHING, NOTHING, NOTHING).scan(np.frombuffer(joined, np.uint8), bounds)
 
 
 def plain_jaccard(one: str, other: str) -> float:
@@ -40,9 +49,9 @@ def test_signatures_estimate_similarity_as_minhash_must() -> None:
         one = rng.choice(words, 120)
         other = one.copy()
         other[rng.integers(0, 120, 2)] = "changed"
-        texts = [(b"", " ".join(t).encode()) for t in (one, other)]
-        bands = SCANNER.scan(texts)[1]
-        similarity = jaccard(*(shingle_set(*t, NOTHING) for t in texts))
+        texts = [" ".join(t).encode() for t in (one, other)]
+        bands = scan(*texts)[1]
+        similarity = jaccard(*(shingle_set(b"", t, NOTHING) for t in texts))
         found.append(((bands[:, 0] == bands[:, 1]).mean(), similarity**6))
     equal, expected = np.mean(found, axis=0)
     assert equal == pytest.approx(expected, abs=0.03)
@@ -64,7 +73,7 @@ def test_signatures_estimate_similarity_as_minhash_must() -> None:
     ],
 )
 def test_scripts_and_units(text: str, script: str, units: int) -> None:
-    (row,) = SCANNER.scan([(b"", text.encode())])[0]
+    (row,) = scan(text.encode())[0]
     assert (SCRIPTS[row.script], row.units) == (script, units)
     assert row.answer_chars == len(text)
     assert len(unit_hashes(text.encode())[0]) == units
@@ -78,8 +87,8 @@ def test_common_grams_are_left_out_unless_nothing_else_is_there() -> None:
 
 
 def test_a_pair_shares_a_band_and_comes_once() -> None:
-    one = [(b"", b"the very same words in the very same order"), (b"", b"something else again")]
-    _, bands = SCANNER.scan([*one, one[0], one[0]])
+    one = [b"the very same words in the very same order", b"something else again"]
+    _, bands = scan(*one, one[0], one[0])
     assert candidates([bands], np.arange(4)).tolist() == [[0, 2], [0, 3], [2, 3]]
     assert candidates([bands], np.array([1, 3])).tolist() == []
 

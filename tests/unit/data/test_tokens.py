@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
@@ -30,6 +30,7 @@ def test_ids_and_masks_are_those_of_the_tokenizer(model_folder: Path) -> None:
     assert fast.encode(*template.render_row(TALK)) == template.encode(TALK)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_gives_the_same_ids(model_folder: Path, text: str) -> None:
     template, fast = built(model_folder)

@@ -1,0 +1,63 @@
+"""n-grams of units, and sets of hashes to look them up in; compiled."""
+
+from typing import Any
+
+import numpy as np
+
+from trainyard.data.kernels import compiled
+from trainyard.data.units import BASE, U64, mix
+
+LONG_GRAM, PROMPT_GRAM = 13, 8
+Table = tuple[U64, U64, np.uint64]
+"""Sorted hashes, a bitmap over their upper bits, and the shift that gives those bits."""
+_ONE = np.uint64(1)
+
+
+def table_of(hashes: U64) -> Table:
+    """`hashes` are sorted. The bitmap has about 64 bits for each, so that few others pass it."""
+    width = min(max(64 * len(hashes), 1 << 12).bit_length(), 24)
+    shift = np.uint64(64 - width)
+    places = (hashes >> shift).astype(np.int64)
+    marked = np.zeros(1 << width, np.uint8)
+    marked[places] = 1
+    return hashes, np.packbits(marked, bitorder="little").view(np.uint64), shift
+
+
+@compiled
+def prefixes(unit: Any, n: int, out: Any) -> None:
+    """Polynomial hash of the first i units, for i up to n: any run's hash is a difference."""
+    out[0] = 0
+    rolling = np.uint64(0)
+    for i in range(n):
+        rolling = rolling * BASE + unit[i]
+        out[i + 1] = rolling
+
+
+@compiled
+def grams(prefix: Any, start: int, end: int, k: int, power: Any, out: Any) -> int:
+    """Hashes of the k-grams of units [start, end); of all of them together when fewer than k."""
+    if end <= start:
+        return 0
+    k = min(k, end - start)
+    count = end - start - k + 1
+    low, high, top = prefix[start : start + count], prefix[start + k : end + 1], power[k]
+    for i in range(count):
+        out[i] = mix(high[i] - low[i] * top)
+    return count
+
+
+@compiled
+def contains(table: Any, x: Any) -> bool:
+    """Whether a set holds `x`: its sorted hashes, a bitmap over their upper bits, the shift."""
+    ranked, bits, shift = table
+    at = x >> shift
+    if not bits[at >> np.uint64(6)] >> (at & np.uint64(63)) & _ONE:
+        return False
+    low, high = 0, len(ranked)
+    while low < high:
+        middle = (low + high) >> 1
+        if ranked[middle] < x:
+            low = middle + 1
+        else:
+            high = middle
+    return low < len(ranked) and ranked[low] == x
