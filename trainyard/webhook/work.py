@@ -306,8 +306,16 @@ class RepositoryWork:
 async def _confined(order: Order, folder: Path, tmp: Path) -> Answer:
     """Run `confined` in `folder` with an environment that holds nothing to lose."""
     path = os.environ.get("PATH", os.defpath)
-    env = {"PATH": path, "PYTHONPATH": str(PACKAGE), "LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1",
-           "OMP_NUM_THREADS": "1", "HOME": str(tmp), "TMPDIR": str(tmp)}  # fmt: skip
+    env = {
+        "PATH": path,
+        "PYTHONPATH": str(PACKAGE),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LANG": "C.UTF-8",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(tmp),
+        "TMPDIR": str(tmp),
+    }
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "trainyard.webhook.confined", cwd=folder, env=env,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
