@@ -114,15 +114,34 @@ def _run_schema(_: argparse.Namespace) -> int:
 
 
 def _status(parser: argparse.ArgumentParser) -> None:
+    of = parser.add_mutually_exclusive_group()
+    of.add_argument("--lineage", metavar="VERSION", help="draw where a version comes from")
+    of.add_argument(
+        "--served", metavar="HEADERS", help="the same of what gave an answer: its headers, or -"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="draw the lineage as a page")
     _add_common(parser)
     parser.set_defaults(run=_run_status)
 
 
 def _run_status(args: argparse.Namespace) -> int:
+    if args.lineage or args.served:
+        return _run_lineage(args)
     from trainyard import status
 
     found = status.read(args.home)
     _show(args, found.model_dump(mode="json"), status.as_text(found))
+    return 0
+
+
+def _run_lineage(args: argparse.Namespace) -> int:
+    from trainyard import drawing, files, versions
+
+    version = args.lineage or versions.served_by(args.served, args.home)
+    facts = versions.origin(version, args.home)
+    if args.html:
+        files.write_text(args.html, drawing.as_html(facts))
+    _show(args, facts.model_dump(mode="json"), drawing.as_text(facts))
     return 0
 
 
@@ -140,6 +159,25 @@ def _run_verify(args: argparse.Namespace) -> int:
     return 0
 
 
+def _export(parser: argparse.ArgumentParser) -> None:
+    from trainyard.export import KINDS
+
+    parser.add_argument("version", metavar="VERSION", help="NAME@DIGEST, NAME@ALIAS or a folder")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; must not exist")
+    parser.add_argument("--as", dest="kind", choices=KINDS, default="merged")
+    _add_common(parser)
+    parser.set_defaults(run=_run_export)
+
+
+def _run_export(args: argparse.Namespace) -> int:
+    from trainyard import export, versions
+
+    folder = versions.verify(args.version, args.home).folder
+    made = export.export(folder, args.kind, args.out, args.home)
+    _show(args, made.model_dump(mode="json"), made.as_text())
+    return 0
+
+
 def _reproduce(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("version", metavar="VERSION", help="NAME@DIGEST, NAME@ALIAS or a folder")
     _add_common(parser)
@@ -149,9 +187,45 @@ def _reproduce(parser: argparse.ArgumentParser) -> None:
 def _run_reproduce(args: argparse.Namespace) -> int:
     from trainyard import versions
 
-    found = versions.reproduce(args.version, args.home)
+    def said(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    found = versions.reproduce(args.version, args.home, said)
     _show(args, found.model_dump(mode="json") | {"holds": found.holds}, found.as_text())
     return 0 if found.holds else 1
+
+
+def _keep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("version", metavar="VERSION", help="NAME@DIGEST or NAME@ALIAS")
+    choice = parser.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--why", help="stays with the tag")
+    choice.add_argument("--end", action="store_true", help="remove the tag")
+    _add_common(parser)
+    parser.set_defaults(run=_run_keep)
+
+
+def _run_keep(args: argparse.Namespace) -> int:
+    from trainyard import versions
+
+    found = versions.keep(args.version, args.home, None if args.end else args.why)
+    words = "may be swept when it is old" if args.end else f"is kept: {args.why}"
+    _show(args, found.model_dump(mode="json"), f"{found.name}@{found.digest[:12]} {words}")
+    return 0
+
+
+def _sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--days", type=float, default=30, help="younger things stay (default 30)")
+    parser.add_argument("--delete", action="store_true", help="without it, only say what would go")
+    _add_common(parser)
+    parser.set_defaults(run=_run_sweep)
+
+
+def _run_sweep(args: argparse.Namespace) -> int:
+    from trainyard import housekeeping
+
+    done = housekeeping.sweep(args.home, days=args.days, delete=args.delete)
+    _show(args, done.model_dump(mode="json"), done.as_text())
+    return 1 if done.alarm else 0
 
 
 def _rollback(parser: argparse.ArgumentParser) -> None:
@@ -187,6 +261,9 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "schema": ("Print the JSON Schema of a recipe, for editors.", _schema),
     "status": ("Show runs, versions, aliases and what is served.", _status),
     "verify": ("Check that a version is whole and unaltered.", _verify),
+    "export": ("Write a version as one model, proved against its adapter.", _export),
     "reproduce": ("Make a version again and compare.", _reproduce),
+    "keep": ("Tag a version so that no sweep takes it.", _keep),
+    "sweep": ("Say, or delete, what nothing needs any more.", _sweep),
     "rollback": ("Put the former champion back.", _rollback),
 }

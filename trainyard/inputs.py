@@ -19,6 +19,8 @@ from trainyard.recipe.data import SourceSpec
 from trainyard.storage import Store
 
 PREFIX = "inputs/"
+HELD = "held/sha256-"
+"""Beginning of a file's place below the home folder, until the archive has it."""
 
 
 class Input(NamedTuple):
@@ -30,7 +32,7 @@ class Input(NamedTuple):
 def find(recipe: Recipe, base: BaseModel, scratch: Path) -> list[Input]:
     """Return every file that a release of `recipe` reads; remote ones come into `scratch`."""
     keep = recipe.register.keep_inputs
-    suites = [SourceSpec(path=suite.data) for suite in recipe.evaluate.suites]
+    suites = [SourceSpec(path=path) for path in recipe.evaluate.eval_sets]
     found = [*_sources("data", recipe.data.sources, scratch, keep != "none")]
     found += _sources("eval set", suites, scratch, keep != "none")
     for path in sorted(base.path.iterdir()):
@@ -49,8 +51,9 @@ def hold(home: Path, inputs: Sequence[Input]) -> list[str]:
     held = []
     for file, path in inputs:
         if file.archived:
-            (home / PREFIX).mkdir(parents=True, exist_ok=True)
-            files.link(path, home / key(file.sha256))
+            place = home / f"{HELD}{file.sha256}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            files.link(path, place)
             held.append(file.sha256)
     return held
 
@@ -58,7 +61,7 @@ def hold(home: Path, inputs: Sequence[Input]) -> list[str]:
 def archive(store: Store, home: Path, held: Sequence[str]) -> None:
     """Put what was set aside into the archive. Raises Refused for a file that changed since."""
     for sha256 in held:
-        path = home / key(sha256)
+        path = home / f"{HELD}{sha256}"
         if path.exists():  # of two versions, or of two attempts, one was first
             store.put(key(sha256), path, sha256, lambda _: None)
             path.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
 """What may be deleted: everything that nothing kept needs and that is old enough.
 
-Mark and sweep. Roots are versions with an alias or with traffic, and whatever is young. A version
-keeps its run and the stages that made its data and its adapter. Registered versions stay in the
-archive; only trees that no registry names are taken from it.
+Mark and sweep over one graph of items: what lies in a home folder, in archives and in trackers. An
+item names those that it is worth nothing without. `housekeeping.py` gathers them and their roots.
 """
 
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -13,12 +13,27 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from trainyard import files, storage, version
+from trainyard import files, inputs, storage, version
+from trainyard.errors import NotFound
 from trainyard.lineage import FILE as LINEAGE
 from trainyard.stage import MANIFEST as STAGE_MANIFEST
 
 KEEP = timedelta(days=30)
 """Younger items are kept whatever needs them."""
+
+CHECKPOINTS = "checkpoints"
+CACHES = (
+    "judge/*",
+    "logs/*",
+    "reproductions/*",
+    "held/*",
+    "wandb/run-*",
+    "wandb/offline-run-*",
+    "wandb/cache",
+    "wandb/data",
+    "prefect/storage/*",
+)
+"""What can be made again, or is of no use once a run has ended; all of it below a home folder."""
 
 _TRASH = "trash"
 
@@ -32,6 +47,10 @@ class Item(BaseModel):
     modified: datetime
     needs: frozenset[str] = frozenset()
     """Items that this one is worth nothing without."""
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
 
 
 def reachable(items: Mapping[str, Item], roots: Iterable[str]) -> set[str]:
@@ -71,25 +90,43 @@ def _needed_last(items: Mapping[str, Item]) -> Iterator[str]:
 
 
 def in_home(home: Path) -> dict[str, Item]:
-    """Return the runs, stages and local versions of a home folder."""
-    items: dict[str, Item] = {}
+    """Return runs, stages, checkpoints, local versions and caches of a home folder, by place."""
+    items = [*_caches(home)]
     made_by: dict[str, set[str]] = defaultdict(set)
-    for manifest in (home / "stages").glob(f"*/*/{STAGE_MANIFEST}"):
-        name = manifest.parent.relative_to(home).as_posix()
-        items[name] = _item(home, name)
-        made_by[str(files.read_json(manifest)["result"].get("digest"))].add(name)
-    for folder in (home / "runs").glob("*/"):
+    for folder in (home / "stages").glob("*/*/"):
         name = folder.relative_to(home).as_posix()
-        items[name] = _item(home, name)
+        needs: set[str] = set()
+        if (folder / CHECKPOINTS).is_dir():
+            items.append(_item(home, f"{name}/{CHECKPOINTS}"))
+        if (folder / STAGE_MANIFEST).exists():
+            made = files.read_json(folder / STAGE_MANIFEST)
+            for digest in (made["result"].get("digest"), made.get("inputs", {}).get("candidate")):
+                made_by[str(digest)].add(name)
+        elif (folder / CHECKPOINTS).is_dir():
+            needs.add(f"{name}/{CHECKPOINTS}")  # to go on from
+        items.append(_item(home, name, needs))
+    for folder in (home / "runs").glob("*/"):
+        needs = set()
+        for result in ("data/verdict.json", "train/result.json"):
+            if (folder / result).exists():
+                needs |= made_by[str(files.read_json(folder / result).get("digest"))]
+        items.append(_item(home, folder.relative_to(home).as_posix(), needs))
     for manifest in (home / "versions").glob(f"models/*/sha256-*/{version.MANIFEST}"):
-        name = manifest.parent.relative_to(home).as_posix()
         needs = made_by[version.read_manifest(manifest.parent).digest].copy()
         origin = manifest.parent / LINEAGE
         if origin.exists():
             facts = files.read_json(origin)
             needs |= {f"runs/{facts['run_id']}"} | made_by[facts["data"]["digest"]]
-        items[name] = _item(home, name, needs)
-    return items
+        items.append(_item(home, manifest.parent.relative_to(home).as_posix(), needs))
+    return {item.id: item for item in items}
+
+
+def _caches(home: Path) -> Iterator[Item]:
+    for pattern in CACHES:
+        for path in home.glob(pattern):
+            # an offline run is the only copy until it was sent
+            if not path.name.startswith("offline-run-") or any(path.glob("*.wandb.synced")):
+                yield _item(home, path.relative_to(home).as_posix())
 
 
 def local_name(name: str, digest: str) -> str:
@@ -98,12 +135,15 @@ def local_name(name: str, digest: str) -> str:
 
 
 def delete_from_home(home: Path, item: Item) -> None:
-    """Delete at once for every reader: moved aside first, then removed."""
+    """Delete at once for every reader: moved aside first, then removed. Gone already is fine."""
     empty_trash(home)
     (home / _TRASH).mkdir(exist_ok=True)
     aside = home / _TRASH / item.id.replace("/", "_")
-    (home / item.id).rename(aside)
-    shutil.rmtree(aside)
+    try:
+        (home / item.id).rename(aside)
+    except FileNotFoundError:  # it lay in one that went before it
+        return
+    empty_trash(home)
 
 
 def empty_trash(home: Path) -> None:
@@ -111,9 +151,14 @@ def empty_trash(home: Path) -> None:
     shutil.rmtree(home / _TRASH, ignore_errors=True)
 
 
-def in_archive(store: storage.Store, name: str, registered: Collection[str]) -> dict[str, Item]:
-    """Return the finished trees of a model that no registry names, by key."""
-    found: dict[str, Item] = {}
+def in_archive(
+    store: storage.Store, name: str, registered: Mapping[str, Collection[str]]
+) -> dict[str, Item]:
+    """Return the finished versions of a model and the inputs that they were made from, by key.
+
+    `registered` maps digest -> what else a registered version needs, as its run in a tracker.
+    """
+    items: dict[str, Item] = {}
     sizes: dict[str, int] = defaultdict(int)
     newest: dict[str, datetime] = {}
     for entry in store.entries(f"models/{name}/"):
@@ -122,9 +167,25 @@ def in_archive(store: storage.Store, name: str, registered: Collection[str]) -> 
         newest[tree] = max(newest.get(tree, entry.modified), entry.modified)
     for digest in storage.list_versions(store, name):
         tree = version.key(name, digest)
-        if digest not in registered:
-            found[tree] = Item(id=tree, size=sizes[tree], modified=newest[tree])
-    return found
+        needs = {*registered.get(digest, ()), *_inputs_of(store, tree)}
+        items[tree] = Item(id=tree, size=sizes[tree], modified=newest[tree], needs=frozenset(needs))
+    return items
+
+
+def inputs_in_archive(store: storage.Store) -> dict[str, Item]:
+    return {
+        entry.key: Item(id=entry.key, size=entry.size, modified=entry.modified)
+        for entry in store.entries(inputs.PREFIX)
+    }
+
+
+def _inputs_of(store: storage.Store, tree: str) -> Iterator[str]:
+    try:
+        facts = json.loads(store.read(f"{tree}/{LINEAGE}"))
+    except NotFound:
+        return
+    for file in facts.get("inputs", ()):
+        yield inputs.key(file["sha256"])
 
 
 def sweep(
@@ -134,7 +195,7 @@ def sweep(
     keep: timedelta = KEEP,
 ) -> list[Item]:
     """Delete what may go and return it; with `delete` None, only say what would go."""
-    going = sweepable(items, roots, datetime.now(UTC), keep)
+    going = sweepable(items, roots, now(), keep)
     if delete:
         for item in going:
             delete(item)
@@ -142,7 +203,8 @@ def sweep(
 
 
 def _item(home: Path, name: str, needs: Iterable[str] = ()) -> Item:
-    facts = [path.stat() for path in (home / name).rglob("*") if path.is_file()]
+    paths = [home / name, *(home / name).rglob("*")]
+    facts = [path.stat() for path in paths if path.is_file()]
     newest = max((fact.st_mtime for fact in facts), default=(home / name).stat().st_mtime)
     return Item(
         id=name,

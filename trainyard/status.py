@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from trainyard import files, process, registration, rollout
+from trainyard import files, housekeeping, process, registration, rollout
 from trainyard.recipe.base import Frozen
 from trainyard.rollout import ModelStatus
 from trainyard.run import Summary
@@ -26,6 +26,8 @@ class Status(Frozen):
     served: list[ModelStatus]
     parked: list[str]
     """Versions that passed and wait for their registry or archive, each with the reason."""
+    alarm: str | None
+    """A disk that is nearly full."""
 
 
 def read(home: Path) -> Status:
@@ -38,6 +40,7 @@ def read(home: Path) -> Status:
         runs=[_run(path) for path in reversed(summaries)],
         served=rollout.status(home),
         parked=parked,
+        alarm=housekeeping.alarm(home),
     )
 
 
@@ -72,4 +75,4 @@ def as_text(status: Status, newest: int = 10) -> str:
         lines.append(f"  {model.name}  {model.champion or 'no champion'}  {state}  {where}")
         if model.weight:
             lines.append(f"    canary {model.candidate} has {model.weight:g} %")
-    return "\n".join(lines)
+    return "\n".join([*lines, *([status.alarm] if status.alarm else [])])

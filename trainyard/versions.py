@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from trainyard import attestation, files, lineage, reproduction, rollout, storage
 from trainyard.errors import InputError, NotFound
 from trainyard.lineage import Lineage
@@ -159,7 +161,13 @@ def recipe_of(name: str, home: Path) -> Recipe:
         raise InputError("a version is named as NAME@DIGEST, NAME@ALIAS, or by its folder")
     runs = sorted((home / "runs").glob(f"{name}-*/recipe.json"), key=lambda p: p.stat().st_mtime)
     for path in reversed(runs):
-        recipe = Recipe.model_validate(files.read_json(path))
+        try:
+            recipe = Recipe.model_validate(files.read_json(path))
+        except ValidationError as error:
+            raise InputError(
+                f"{path} was written by another version of trainyard and cannot be read: "
+                f"{error.errors()[0]['msg']}; release {name} again"
+            ) from None
         if recipe.name == name:
             return recipe
     raise NotFound(f"no release of {name} in {home}; `trainyard status` lists what there is")

@@ -11,6 +11,7 @@ from trainyard.recipe.register import FolderArchive
 from trainyard.retention import KEEP, Item
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
+LATER = datetime.now(UTC) + timedelta(days=400)
 
 
 @st.composite
@@ -108,15 +109,70 @@ def test_a_half_deleted_item_is_finished_by_the_next_sweep(home: Path) -> None:
     assert not (home / "trash").exists()
 
 
-def test_only_trees_that_no_registry_names_leave_the_archive(home: Path) -> None:
+def test_checkpoints_of_a_finished_training_go_and_those_of_an_unfinished_one_stay_with_it(
+    home: Path,
+) -> None:
+    for stage, finished in (("train-a", True), ("half", False)):
+        folder = home / "stages" / "train" / stage
+        files.write_json(folder / "checkpoints" / "checkpoint-4" / "state.json", {"step": 4})
+        if not finished:
+            assert not (folder / "stage.json").exists()
+    items = retention.in_home(home)
+    roots = [champion(home), "stages/train/half"]
+    going = {item.id for item in retention.sweepable(items, roots, LATER)}
+    assert "stages/train/train-a/checkpoints" in going
+    assert not going & {
+        "stages/train/half",
+        "stages/train/half/checkpoints",
+        "stages/train/train-a",
+    }
+
+
+def test_an_offline_run_that_was_not_sent_is_its_only_copy(home: Path) -> None:
+    for name in ("offline-run-1", "offline-run-2", "run-3"):
+        files.write_text(home / "wandb" / name / "run.wandb", "metrics")
+    files.write_text(home / "wandb" / "offline-run-2" / "run.wandb.synced", "")
+    found = {name for name in retention.in_home(home) if name.startswith("wandb/")}
+    assert found == {"wandb/offline-run-2", "wandb/run-3"}
+
+
+def test_a_version_in_the_archive_keeps_its_inputs_and_its_tracked_run(home: Path) -> None:
     store = storage.open_store(FolderArchive(), home)
+    read = home / "train.jsonl"
+    for letter in "ab":
+        read.write_text(letter)
+        store.put(
+            f"inputs/sha256-{files.digest_file(read)}",
+            read,
+            files.digest_file(read),
+            lambda _: None,
+        )
     digests = []
     for folder in sorted((home / "versions" / "models" / "support").iterdir()):
         made = version.read_manifest(folder)
         digests.append(made.digest)
+        facts = files.read_json(folder / "lineage.json")
+        read.write_text(facts["run_id"][-1])
+        facts["inputs"] = [{"sha256": files.digest_file(read)}]
+        (folder / "lineage.json").unlink()
+        files.write_json(folder / "lineage.json", facts)
+        version.seal(folder, "support", made.digest)
         storage.put_tree(store, folder, version.key("support", made.digest))
-    items = retention.in_archive(store, "support", registered={digests[0]})
-    assert list(items) == [version.key("support", digests[1])]
-    assert retention.sweep(items, [], delete=None) == []  # young
-    retention.sweep(items, [], lambda item: storage.delete_tree(store, item.id), timedelta(0))
+    items = retention.in_archive(store, "support", {digests[0]: {"mlflow:abc"}})
+    items |= retention.inputs_in_archive(store)
+    assert "mlflow:abc" in items[version.key("support", digests[0])].needs
+    kept = version.key("support", digests[0])
+    going = [item.id for item in retention.sweepable(items, [kept], LATER)]
+    assert len(going) == 2
+    assert going[0] == version.key("support", digests[1])
+    assert going[1].startswith("inputs/")
+    retention.sweep(items, [kept], lambda item: delete(store, item.id), timedelta(0))
     assert storage.list_versions(store, "support") == [digests[0]]
+    assert len(list(store.entries("inputs/"))) == 1
+
+
+def delete(store: storage.Store, key: str) -> None:
+    if key.startswith("models/"):
+        storage.delete_tree(store, key)
+    else:
+        store.delete(key)
