@@ -149,7 +149,7 @@ class KubernetesTarget(Frozen):
     claim: str
     """PersistentVolumeClaim with the base model and, unless `archive` is set, the versions."""
 
-    mount: Annotated[str, Field(pattern=r"^/\S+$")] = "/var/lib/trainyard"
+    mount: Annotated[str, Field(pattern=r"^/\S+$")] = "/app/.trainyard"
     """Where the claim is mounted, here as in the engine's pods."""
 
     archive: S3Source | None = None
