@@ -64,12 +64,12 @@ def model_steps(read: Mapping[str, Any], limits: Limits, *, quantised: bool) -> 
     looser = limits.max_quantised_gap if quantised else limits.max_gap
     steps = [
         _adapter(read, limits),
-        _models("precision", read["adapter"], read["precision"], looser, 0.0,
+        models_step("precision", read["adapter"], read["precision"], looser, 0.0,
                 "the adapter on the base in the precision that is served against the trainer's"),
     ]  # fmt: skip
     if "merge" in read:
         steps.append(
-            _models("merge", read["precision"], read["merge"], limits.max_gap,
+            models_step("merge", read["precision"], read["merge"], limits.max_gap,
                     limits.min_agreement, "the merged model against base and adapter")
         )  # fmt: skip
     return steps
@@ -78,7 +78,7 @@ def model_steps(read: Mapping[str, Any], limits: Limits, *, quantised: bool) -> 
 def _adapter(read: Mapping[str, Any], limits: Limits) -> Step:
     """The folder's weights at the folder's scale; the scale alone could hide in a small adapter."""
     what = "the adapter's folder against the trained weights at the recipe's scale"
-    step = _models("adapter", read["trainer"], read["adapter"], SAME_ARITHMETIC,
+    step = models_step("adapter", read["trainer"], read["adapter"], SAME_ARITHMETIC,
                    limits.min_agreement, what)  # fmt: skip
     if not read["scales"]:
         return step
@@ -110,7 +110,7 @@ def server_step(read: Read, answered: Sequence[Answered], limits: Limits, *, mer
     return _judged("server", gaps, firsts, limits.max_gap, limits.min_agreement, what)
 
 
-def _models(
+def models_step(
     name: StepName, one: Read, other: Read, limit: float, agreement: float, what: str
 ) -> Step:
     gaps = [
