@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,13 @@ def main() -> None:
 
 
 def confine(readable: Iterable[Path], home: Path) -> None:
-    """From here on: read below `readable` and the system's libraries, write below `home` only.
+    """From here on: read below `readable` and the system's libraries, write below `home`.
 
     It holds our own code to what a stranger's recipe may ask of it; that code runs nothing of his.
     """
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
-    writable = (str(home.resolve()), "/dev/null")
+    writable = (str(home.resolve()), os.path.realpath(tempfile.gettempdir()), "/dev/null")
     roots = [str(path.resolve()) for path in readable]
     allowed = (*writable, *roots, *SYSTEM, sys.prefix, sys.base_prefix)
 

@@ -1,0 +1,102 @@
+"""The plan is complete before anything is spent: its keys, its words, and what it compares with."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainyard import changes, cli
+from trainyard.recipe import read_recipe
+
+RECIPE = Path("recipes/quickstart.yaml")
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    code = cli.main(["plan", *arguments, "--json"])
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return code, found
+
+
+def test_the_keys_that_tools_rely_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = plan(capsys, str(RECIPE), "--home", str(tmp_path))
+    assert code == 0
+    assert {"stages", "vram", "disk", "time_s", "gpu_hours", "cost", "gates", "problems"} <= set(
+        found
+    )
+    assert [stage["name"] for stage in found["stages"]][:3] == ["plan", "data", "train"]
+    assert all(set(stage) == {"name", "action", "reason"} for stage in found["stages"])
+    assert {stage["action"] for stage in found["stages"]} <= {"run", "skip"}
+    assert set(found["vram"]) == {"needed_gib", "available_gib", "fits", "micro_batch"}
+    for gate in found["gates"]:
+        assert {"id", "n", "min_detectable", "can_pass"} <= set(gate)
+    assert not list(tmp_path.glob("mlflow.db"))  # it leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "gates.exact_match='>= 0.99999'",  # more than 400 items can prove
+        "resources.max_hours=0.001",
+    ],
+)
+def test_what_is_impossible_is_a_problem_and_exit_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    code, found = plan(capsys, str(RECIPE), "--home", str(tmp_path), "--set", override)
+    assert code == 1
+    assert found["problems"]
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose newest recipe has another rank than its first."""
+    shutil.copytree("recipes/quickstart", tmp_path / "recipes/quickstart")
+    shutil.copy(RECIPE, tmp_path / RECIPE)
+    monkeypatch.chdir(tmp_path)
+    git = ["git", "-c", "user.name=Ada", "-c", "user.email=a@b"]
+    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    text = RECIPE.read_text().replace("rank: 16", "rank: 8").replace('">= 0.9"', '">= 0.8"')
+    RECIPE.write_text(text)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("repository")
+def test_a_recipe_is_compared_with_a_commit_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = plan(capsys, str(RECIPE), "--against", "main")
+    assert code == 0
+    assert found["changes"][0] == "train.rank: 16 → 8 (0.5 times)"
+    assert any("gates.exact_match" in change for change in found["changes"])
+    assert cli.main(["plan", str(RECIPE), "--against", "main"]) == 0
+    assert "changed train.rank: 16 → 8 (0.5 times)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("repository")
+@pytest.mark.parametrize("against", ["nowhere", "--output=x", "quickstart@production"])
+def test_what_there_is_not_to_compare_with_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], against: str
+) -> None:
+    assert cli.main(["plan", str(RECIPE), f"--against={against}"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ({"train.epochs": 2}, ["train.epochs: 1 → 2 (2 times)"]),
+        ({"train.dora": True, "train.backend": "trl"},
+         ["train.backend: auto → trl", "train.dora: False → True"]),
+        ({"data.train": ["a.jsonl", "b.jsonl"]},
+         ["data.train: recipes/quickstart/train.jsonl → a.jsonl, b.jsonl"]),
+        ({"data.group_by": "customer"}, ["data.group_by: customer is new"]),
+        ({}, []),
+    ],
+)  # fmt: skip
+def test_every_changed_key_is_a_line(override: dict[str, Any], words: list[str]) -> None:
+    found = changes.between(read_recipe(RECIPE), read_recipe(RECIPE, override))
+    assert [change.words for change in found] == words
