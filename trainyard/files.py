@@ -16,13 +16,10 @@ def why(error: OSError, place: Path) -> str:
 
     A full disk is also told from its free space: numpy and pyarrow lose the error's number.
     """
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
     folder = next(p for p in place.absolute().parents if p.exists())
-    free = shutil.disk_usage(folder).free
-    if full or (error.errno is None and free < 1 << 20):
-        return (
-            f"no space is left on the disk of {folder} ({free >> 10:,} KiB free): make room there"
-        )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    if full or (error.errno is None and shutil.disk_usage(folder).free < 1 << 20):
+        return f"no space is left on the disk of {folder}: make room there"
     return f"{error.filename or place}: {error.strerror or error}"
 
 

@@ -79,8 +79,9 @@ def check(
         shutil.rmtree(work, ignore_errors=True)
         raise
     except OSError as error:
+        said = why(error, out)
         shutil.rmtree(work, ignore_errors=True)
-        raise InputError(why(error, out)) from None
+        raise InputError(said) from None
     shutil.rmtree(work, ignore_errors=True)
     return verdict
 

@@ -18,7 +18,7 @@ class Counts:
     val: int
     quarantine: int
     reasons: Mapping[str, int]
-    """Code -> quarantined lines that show it."""
+    """Code -> lines that were set aside for it."""
     warnings: Mapping[str, int]
     """Code -> lines in train or val that show it."""
     scripts: Mapping[str, float] = field(default_factory=dict)
