@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from trainyard.errors import InputError
-from trainyard.evaluation import documents, pairwise, rubric, safety, task, twins
+from trainyard.evaluation import documents, harness, pairwise, rubric, safety, task, twins
 from trainyard.evaluation.asking import Answers, Arm, Question
 from trainyard.evaluation.metrics import signatures
 from trainyard.evaluation.offline import OfflineArm, ask_arm
@@ -25,6 +25,7 @@ from trainyard.files import write_json
 from trainyard.gate.foresight import Planned
 from trainyard.recipe.evaluate import (
     EvaluateSpec,
+    HarnessSuite,
     PairwiseSuite,
     PerplexitySuite,
     RubricSuite,
@@ -92,6 +93,9 @@ def evaluate(
             scores += safety.scores(one.suite, one.items, one.arms, rows, spec, verdicts)
         if isinstance(one.suite, TwinsSuite):
             scores += twins.scores(one.suite, one.items, one.arms, rows)
+        if isinstance(one.suite, HarnessSuite):
+            served = {name: arm for name, arm in arms.items() if isinstance(arm, Arm)}
+            scores += harness.scores(one.suite, served, out / "harness")
     answers.keep(row for row in rows.values() if "error" not in row)
     facts = _facts(spec, arms, prepared)
     judgements, judges = _judge(
@@ -127,6 +131,10 @@ def planned(spec: EvaluateSpec) -> dict[str, Planned]:
     """What each suite will hold, for `gate.foresee`: clusters count once."""
     plans = {}
     for suite in spec.suites:
+        if isinstance(suite, HarnessSuite):
+            most = (suite.limit or 0) * len(suite.tasks)
+            plans[suite.name] = Planned(most, _metrics(suite))
+            continue
         clusters = {item.cluster if item.cluster is not None else item.id for item in _items(suite)}
         plans[suite.name] = Planned(len(clusters), _metrics(suite), _most(suite))
         if isinstance(suite, SafetySuite) and suite.guard.labels:
@@ -206,6 +214,8 @@ def _metrics(suite: Suite) -> tuple[str, ...]:
             return (suite.measure,)
         case TwinsSuite():
             return (twins.METRIC,)
+        case HarnessSuite():
+            return (harness.METRIC,)
         case _:
             assert_never(suite)
 
@@ -239,6 +249,8 @@ def _items(suite: Suite) -> list[Item]:
             return safety.items(suite)
         case TwinsSuite():
             return twins.items(suite)
+        case HarnessSuite():
+            return []
         case _:
             assert_never(suite)
 
@@ -257,6 +269,8 @@ def _question(suite: Suite, item: Item, arm: str, seed: int) -> Question:
             return safety.question(suite, item, arm, seed)
         case TwinsSuite():
             return twins.question(suite, item, arm, seed)
+        case HarnessSuite():
+            raise AssertionError("a harness asks for itself")
         case _:
             assert_never(suite)
 
@@ -267,7 +281,7 @@ def _scores(one: _Prepared, item: Item, answer: Mapping[str, Any], trusted: bool
             return task.scores(one.suite, item, answer, one.failures, trusted)
         case PerplexitySuite():
             return documents.scores(one.suite, item, answer)
-        case PairwiseSuite() | RubricSuite() | SafetySuite() | TwinsSuite():
+        case PairwiseSuite() | RubricSuite() | SafetySuite() | TwinsSuite() | HarnessSuite():
             return []
         case _:
             assert_never(one.suite)

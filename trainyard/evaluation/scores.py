@@ -127,6 +127,8 @@ def _score(row: Mapping[str, Any], where: str) -> Score:
     value = row.get("value", "")
     if value is not None and not isinstance(value, (int, float)):
         raise InputError(f"{where} has value {value!r}; it must be a number or null")
+    if isinstance(value, int) and abs(value) > 10**300:
+        raise InputError(f"{where} has a value of more than 300 digits; no score is so large")
     arm = row.get("arm")
     if arm not in ARMS:
         raise InputError(f"{where} has arm {arm!r}; it must be one of {', '.join(ARMS)}")

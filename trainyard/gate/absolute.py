@@ -94,7 +94,8 @@ def measure(gate: GateSpec, name: str, one: Sample, alpha: float, seed: int) -> 
     seeds = [seed, zlib.crc32(gate.id.encode())]
     percentile = PERCENTILE.fullmatch(gate.metric)
     if percentile:
-        return bounds.quantile_bound(one.values, float(percentile["percent"]) / 100, alpha)
+        share = float(percentile["percent"]) / 100
+        return bounds.quantile_bound(_slowest(one), share, alpha)
     statistics = corpus.statistics(name, one.rows)
     if statistics is not None:
         return _corpus(one, *statistics, alpha, seeds)
@@ -106,6 +107,15 @@ def measure(gate: GateSpec, name: str, one: Sample, alpha: float, seed: int) -> 
     if one.is_binary and gate.interval in ("auto", "wilson", "clopper_pearson"):
         return _rate(gate, one, alpha)
     return _mean(gate, one, alpha, seeds)
+
+
+def _slowest(one: Sample) -> Floats:
+    """One value per independent unit: of a cluster its largest, which bounds what it holds."""
+    if one.clusters is None:
+        return one.values
+    largest = np.full(int(one.clusters.max()) + 1, -np.inf)
+    np.maximum.at(largest, one.clusters, one.values)
+    return largest
 
 
 def _rate(gate: GateSpec, one: Sample, alpha: float) -> Bound:
@@ -152,6 +162,8 @@ def _few(gate: GateSpec, one: Sample, units: bounds.Units, alpha: float) -> Boun
 def _perplexity(gate: GateSpec, one: Sample, alpha: float, seeds: list[int]) -> Bound:
     """Exp of the mean loss per token over all documents, never the mean of their perplexities."""
     units = bounds.units(log_perplexity(one), one.weights, one.clusters)
+    if len(units.sums) < 2:
+        raise Unusable(f"suite {one.suite} has one cluster", "add items that are independent")
     value = gate.limit[1]
     limit = math.log(value) if value > 0 else math.nan
     bound = bounds.bootstrap_mean([units], alpha, seeds, limit=limit)

@@ -40,6 +40,22 @@ LOWER_IS_BETTER = frozenset(
     }
 )
 
+LARGEST = 1e100
+"""No score is larger; the square of a larger one is no number."""
+_SHARES = (
+    "exact_match", "accuracy", "contains", "regex", "token_f1", "macro_f1", "micro_f1", "rouge1",
+    "rouge2", "rougeL", "rougeLsum", "json_match", "json_fields", "constraints", "capability",
+    "stopped_by_eos", "harmful", "refused", "biased", "human_issue", "human_win",
+)  # fmt: skip
+RANGES = {
+    **dict.fromkeys(_SHARES, (0.0, 1.0)),
+    # sacrebleu gives 100.00000000000004 for identical texts
+    **dict.fromkeys(("bleu", "chrf"), (0.0, 100.0 + 1e-6)),
+    **dict.fromkeys(("latency_ms", "completion_tokens", "bits_per_byte"), (0.0, LARGEST)),
+    "perplexity": (1.0, LARGEST),
+}
+"""Metric -> its smallest and largest value."""
+
 
 class Unusable(Exception):
     """These scores cannot be decided on; its two arguments are the reason and the next step."""
@@ -157,6 +173,19 @@ def sample(rows: Sequence[Score], metric: str, max_invalid: float, *, arm: str) 
             f"suite {suite} has {len(broken)} of {len(rows)} {metric} scores of the {arm} that are "
             f"not finite, first of {broken[0]!r}",
             "find out why the metric is not a number; no gate passes on it",
+        )
+    low, high = RANGES.get(metric, (-LARGEST, LARGEST))
+    outside = [row for row in rows if row.value is not None and not low <= row.value <= high]
+    if outside:
+        raise Unusable(
+            f"suite {suite} has {len(outside)} of {len(rows)} {metric} scores of the {arm} outside "
+            f"[{low:g}, {high:g}], first {outside[0].value:g} of {outside[0].id!r}",
+            "find out what wrote them: that metric has no such values",
+        )
+    if sum(row.weight for row in rows) <= 0:
+        raise Unusable(
+            f"suite {suite}: the {metric} scores of the {arm} have no weight at all",
+            "weights are tokens or bytes behind a value; leave them out where there are none",
         )
     missing = [row for row in rows if row.value is None]
     worst = _worst(metric, rows)

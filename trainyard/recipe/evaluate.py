@@ -292,8 +292,53 @@ class TwinsSuite(_Suite):
     """Longest answer, in tokens; the first choice in it is the decision."""
 
 
+class HarnessSuite(_Suite):
+    """Tasks of lm-eval or inspect, run by the harness itself; gated as `capability`."""
+
+    kind: Literal["harness"]
+
+    harness: Literal["lm_eval", "inspect"]
+    """Who runs the tasks. Neither is installed with this project: see `python`."""
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    """lm_eval: names of tasks that generate text, with data on this machine. inspect: files with
+    tasks."""
+
+    metric: str
+    """lm_eval: a metric of the samples, as `exact_match` or `exact_match,FILTER`. inspect: name of
+    a scorer, as `exact`. Its values must lie in [0, 1], or be inspect's C, P, I and N."""
+
+    folder: str | None = None
+    """lm_eval only: folder with the YAML files of your own tasks."""
+
+    python: str | None = None
+    """Python that has the harness, as `/opt/lm-eval/bin/python`; absent means this one."""
+
+    max_tokens: PositiveInt = 256
+    """Longest answer, in tokens."""
+
+    timeout_s: PositiveFloat = 3600
+    """Seconds until a run of the harness is ended."""
+
+    @model_validator(mode="after")
+    def _can_be_planned(self) -> "HarnessSuite":
+        if self.limit is None or self.more:
+            raise ValueError(
+                f"suite {self.name}: a harness needs limit, the samples of each task, and no more"
+            )
+        if self.folder is not None and self.harness != "lm_eval":
+            raise ValueError(f"suite {self.name}: folder is read by lm_eval only")
+        return self
+
+
 Suite = Annotated[
-    TaskSuite | PerplexitySuite | PairwiseSuite | RubricSuite | SafetySuite | TwinsSuite,
+    TaskSuite
+    | PerplexitySuite
+    | PairwiseSuite
+    | RubricSuite
+    | SafetySuite
+    | TwinsSuite
+    | HarnessSuite,
     Field(discriminator="kind"),
 ]
 
@@ -362,10 +407,20 @@ class EvaluateSpec(Frozen):
     parity: ParitySpec = ParitySpec()
     """Proof that the server answers what was trained; decided by the gate `parity`."""
 
+    @property
+    def eval_sets(self) -> tuple[str, ...]:
+        """Files that must not leak into training; a harness keeps its own."""
+        return tuple(suite.data for suite in self.suites if not isinstance(suite, HarnessSuite))
+
     @model_validator(mode="after")
     def _offline_serves_nothing(self) -> "EvaluateSpec":
         if self.generation == "offline":
             for suite in self.suites:
+                if isinstance(suite, HarnessSuite):
+                    raise ValueError(
+                        f"suite {suite.name}: a harness asks the endpoint, and generation is "
+                        "offline"
+                    )
                 if isinstance(suite, TaskSuite) and "latency_ms" in suite.metrics:
                     raise ValueError(
                         f"suite {suite.name}: latency_ms is that of a served answer, and "

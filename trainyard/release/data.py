@@ -55,7 +55,7 @@ def inputs(job: Job) -> dict[str, Any]:
     return {
         "spec": recipe.data.model_dump(mode="json"),
         "sources": digest_sources(recipe.data.sources),
-        "eval_sets": digest_sources(SourceSpec(path=s.data) for s in recipe.evaluate.suites),
+        "eval_sets": digest_sources(SourceSpec(path=path) for path in recipe.evaluate.eval_sets),
         "base": job.base().digest,
         "max_seq_len": recipe.train.max_seq_len,
         "code": code_digest("data"),
@@ -132,7 +132,7 @@ def run(
             verdict = check(
                 recipe.data,
                 held.folder / OUT,
-                eval_sets=[suite.data for suite in recipe.evaluate.suites],
+                eval_sets=list(recipe.evaluate.eval_sets),
                 base_model=job.base().path,
                 max_seq_len=recipe.train.max_seq_len,
                 previous=previous.folder if previous is not None else None,

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import assert_never
 
 from trainyard.errors import InputError
+from trainyard.evaluation import harness
 from trainyard.recipe import Recipe
 from trainyard.recipe.deploy import DockerTarget, KubernetesTarget, LocalTarget
-from trainyard.recipe.evaluate import PerplexitySuite
+from trainyard.recipe.evaluate import HarnessSuite, PerplexitySuite
 from trainyard.serving.engines import ENGINES, start_local
 
 
@@ -59,6 +60,9 @@ def request_model(recipe: Recipe, adapter: str) -> str:
 
 def check(recipe: Recipe) -> None:
     """Raises InputError when the engine cannot give what the evaluation asks for."""
+    for suite in recipe.evaluate.suites:
+        if isinstance(suite, HarnessSuite):
+            harness.check(suite)
     perplexity = [s.name for s in recipe.evaluate.suites if isinstance(s, PerplexitySuite)]
     served = recipe.evaluate.generation == "endpoint"
     if recipe.deploy.engine == "tgi" and perplexity and served:

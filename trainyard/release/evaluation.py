@@ -15,7 +15,7 @@ from trainyard.parity.record import FILE
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.data import SourceSpec
-from trainyard.recipe.evaluate import PYTHON_METRIC, SafetySuite
+from trainyard.recipe.evaluate import PYTHON_METRIC, HarnessSuite, SafetySuite
 from trainyard.release import engine
 from trainyard.release.champion import Champion
 from trainyard.release.data import digest_sources
@@ -51,7 +51,7 @@ def inputs(job: Job, candidate: str, champion: Champion | None) -> dict[str, Any
     return {
         "spec": job.evaluate.model_dump(mode="json"),
         "files": _other_files(recipe),
-        "eval_sets": digest_sources(SourceSpec(path=s.data) for s in recipe.evaluate.suites),
+        "eval_sets": digest_sources(SourceSpec(path=path) for path in recipe.evaluate.eval_sets),
         "base": job.base().digest,
         "candidate": candidate,
         "champion": champion.digest if champion else None,
@@ -75,6 +75,9 @@ def _other_files(recipe: Recipe) -> dict[str, str]:
     named += [found["file"] for found in metrics if found]
     guards = [suite.guard for suite in recipe.evaluate.suites if isinstance(suite, SafetySuite)]
     named += [guard.labels for guard in guards]
+    for suite in recipe.evaluate.suites:
+        if isinstance(suite, HarnessSuite):
+            named += [*suite.tasks, *(str(p) for p in Path(suite.folder or "-").rglob("*"))]
     return {name: files.digest_file(Path(name)) for name in named if name and Path(name).is_file()}
 
 

@@ -22,7 +22,7 @@ def run(job: Job, evaluated: Evaluated, candidate: str, champion: Champion | Non
     scores = list(read_scores(evaluated.folder / "scores.jsonl"))
     judged = evaluated.folder / "judgements.jsonl"
     judgements = read_judgements(judged) if judged.exists() else []
-    sets = digest_sources(SourceSpec(path=suite.data) for suite in recipe.evaluate.suites)
+    sets = digest_sources(SourceSpec(path=path) for path in recipe.evaluate.eval_sets)
     this = Attempt(recipe.name, candidate, ledger.sets_digest(sets), verdict="")
     attempts = ledger.others(book, this)
     rules = Rules.of(recipe.evaluate, attempts=attempts, has_champion=champion is not None)

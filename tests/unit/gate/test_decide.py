@@ -217,9 +217,9 @@ def test_missing_scores_count_as_the_worst_where_some_are_allowed():
     assert found.estimate == 0.004
 
 
-@pytest.mark.parametrize("value", [0.5, 7.0])
-def test_identical_scores_have_no_spread_to_trust(value):
-    found = verdict({"rougeL": ">= 0.4"}, scores([value] * 15, "rougeL"))
+@pytest.mark.parametrize(("metric", "value"), [("rougeL", 0.5), ("my_score", 7.0)])
+def test_identical_scores_have_no_spread_to_trust(metric, value):
+    found = verdict({metric: ">= 0.4"}, scores([value] * 15, metric))
     assert found.verdict is Verdict.INCONCLUSIVE
 
 
