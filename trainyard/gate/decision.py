@@ -50,6 +50,7 @@ def decide(
         reason=reason,
         warnings=_warnings(results, rules),
         looks=(_look(verdict, table, judged, stopped),),
+        attempts=rules.attempts,
         alpha=rules.alpha,
         seed=rules.seed,
     )

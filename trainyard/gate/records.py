@@ -114,6 +114,8 @@ class Decision(Frozen):
     warnings: tuple[str, ...] = ()
     looks: tuple["Look", ...] = ()
     """Every size at which this candidate was decided, this decision last."""
+    attempts: int = 0
+    """Other candidates that were judged on the same eval sets before this one."""
     alpha: float
     seed: int
 

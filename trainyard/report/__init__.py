@@ -14,6 +14,7 @@ import yaml
 from markupsafe import Markup
 
 from trainyard import files
+from trainyard.report import judges, slices
 from trainyard.report.plots import forest_plot, line_chart
 from trainyard.run import Summary
 
@@ -28,6 +29,7 @@ LABELS = {
     "FAIL": "was stopped by its gates",
     "INCONCLUSIVE": "could not prove enough",
     "INVALID": "could not be judged",
+    "PENDING_HUMAN": "waits for people to look at its answers",
 }
 
 
@@ -36,7 +38,7 @@ def write(folder: Path, summary: Summary) -> Path:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=number, duration=duration)
+    environment.filters.update(number=number, duration=duration, percent=percent)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     path = folder / "report.html"
     files.write_text(path, page.render(**_content(folder, summary)))
@@ -59,6 +61,8 @@ def _content(folder: Path, summary: Summary) -> dict[str, Any]:
         "loss": Markup(line_chart(curve, "optimiser step", "loss")) if len(curve) > 1 else "",
         "decision": decision,
         "forest": Markup(forest_plot(decision["gates"])) if decision else "",
+        "slices": slices.table(folder / "evaluation" / "scores.jsonl"),
+        "judges": judges.table(_read(folder / "evaluation" / "evaluation.json")),
         "answers": examples(folder / "evaluation" / "answers.jsonl"),
         "rollout": _read(folder / "rollout.json"),
         "lineage": _read(folder / "lineage.json"),
@@ -95,6 +99,10 @@ def examples(answers: Path, count: int = 5) -> list[dict[str, Any]]:
 
 def number(value: float | None) -> str:
     return "" if value is None else f"{value:,.4g}"
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
 
 
 def duration(seconds: float | None) -> str:

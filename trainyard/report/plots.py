@@ -41,7 +41,8 @@ def forest_plot(gates: Sequence[Mapping[str, Any]]) -> str:
         parts.append(_text(0, y + 4, str(gate["id"]), "start", "label"))
         numbers = [gate[key] for key in ("low", "high", "estimate", "threshold")]
         known = [value for value in numbers if value is not None]
-        if gate["low"] is None or gate["threshold"] is None:
+        open_ended = gate["low"] is None and gate["high"] is None
+        if open_ended or gate["estimate"] is None or gate["threshold"] is None:
             parts.append(_text(label_width, y + 4, _without_interval(gate), "start"))
             continue
         parts += _forest_row(gate, min(known), max(known), y, label_width)
@@ -49,6 +50,8 @@ def forest_plot(gates: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _without_interval(gate: Mapping[str, Any]) -> str:
+    if gate["verdict"] == "PENDING_HUMAN":
+        return "waits for people"
     if gate["estimate"] is None or gate["threshold"] is None:
         return "not measured"
     return f"{gate['estimate']:.2g}, limit {gate['threshold']:.4g}"
@@ -65,7 +68,9 @@ def _forest_row(
         return left + (value - low) / (high - low) * (right - left)
 
     style = str(gate["verdict"]).lower()
-    bar_low, bar_high, limit = x(gate["low"]), x(gate["high"]), x(gate["threshold"])
+    bar_low = left if gate["low"] is None else x(gate["low"])  # unbounded: to the edge
+    bar_high = right if gate["high"] is None else x(gate["high"])
+    limit = x(gate["threshold"])
     near = abs(limit - x(gate["estimate"])) < 60
     return [
         f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>',
