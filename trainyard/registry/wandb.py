@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import wandb
 from wandb.errors import AuthenticationError, CommError, UsageError
 
@@ -170,6 +171,7 @@ class WandbRun:
             return _start(spec, home, name=run_id, group=name, job="release", mode=mode)
 
         try:
+            _require_answer(spec)
             with _explained(spec):
                 self._run = start("online")
             sync_offline_runs(spec, home)
@@ -207,6 +209,20 @@ class WandbRun:
     def close(self, *, failed: bool = False) -> None:
         self._run.finish(exit_code=1 if failed else 0)
         (self.folder / _OPEN).unlink(missing_ok=True)
+
+
+def _require_answer(spec: WandbRegistry) -> None:
+    """Raises Unavailable for a silent server: a run that failed to open holds its id for good."""
+    asked = {"query": "query Viewer { viewer { id } }"}
+    try:
+        httpx.post(
+            f"{spec.base_url}/graphql",
+            json=asked,
+            auth=("api", secrets.resolve(spec.api_key)),
+            timeout=spec.connect_timeout_s,
+        )
+    except httpx.TransportError as error:
+        raise Unavailable(f"{spec.base_url} did not answer: {error}") from error
 
 
 def tracker_id(run_id: str) -> str:

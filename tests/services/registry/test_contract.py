@@ -1,14 +1,18 @@
 """What every registry promises, held against each of them."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow.utils import validation
+from wandb.sdk.artifacts._validators import validate_artifact_name, validate_artifact_type
 
-from trainyard.errors import InputError, NotFound
+from trainyard.errors import InputError, NotFound, Refused
 from trainyard.recipe.register import MlflowRegistry
-from trainyard.registry import Registry, VersionRecord, open_registry
+from trainyard.registry import ALIASES, Registry, VersionRecord, open_registry
 from trainyard.registry.mlflow import Mlflow
+from trainyard.release.tracking import CURVES
 
 # mlflow 3.17 on SQLAlchemy 2.1
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -146,3 +150,35 @@ def test_history_says_who_moved_what_from_where_and_why(
         ("previous", None, a.digest, "erik", "better on tickets"),
         ("production", a.digest, b.digest, "erik", "better on tickets"),
     ]
+
+
+def test_a_kept_version_and_one_with_an_alias_cannot_be_forgotten(
+    registry: Registry, release: Release
+) -> None:
+    a, b, c = (release(registry, weights) for weights in "abc")
+    registry.set_alias("support", "candidate", a.digest, who="ci", why="passed")
+    registry.keep("support", b.digest, "the auditors want it")
+    assert registry.kept("support") == {b.digest: "the auditors want it"}
+    with pytest.raises(Refused, match="is candidate"):
+        registry.forget("support", a.digest)
+    with pytest.raises(Refused, match="is kept"):
+        registry.forget("support", b.digest)
+    registry.forget("support", c.digest)
+    assert [v.digest for v in registry.versions("support")] == [a.digest, b.digest]
+    registry.keep("support", b.digest, None)
+    assert registry.kept("support") == {}
+
+
+def test_our_names_are_free_in_both_backends() -> None:
+    """By the libraries' own rules: `latest` and `v3` are MLflow's, and W&B gives them itself."""
+    for alias in ALIASES:
+        validation._validate_model_alias_name(alias)
+        validation._validate_model_alias_name_reserved(alias)
+        assert not re.fullmatch(r"latest|v\d+", alias)
+    for name in ("support", "v1", "latest", "0-9", "x" * 63):
+        validation._validate_model_name(name)
+        assert validate_artifact_name(name) == name
+    for metric in [f"train/{name}" for name in CURVES]:
+        validation._validate_metric_name(metric)
+        assert not metric.startswith("_"), "W&B keeps these for itself"
+    assert validate_artifact_type("model", "support") == "model"

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +16,13 @@ from trainyard.errors import InputError, Refused, Unavailable
 from trainyard.process import free_port
 from trainyard.recipe.register import WandbRegistry
 from trainyard.registry import Metric, VersionRecord, open_registry, open_tracker
-from trainyard.registry.wandb import WandbRun, sync_offline_runs
+from trainyard.registry.wandb import (
+    WandbRun,
+    delete_tracked_run,
+    sync_offline_runs,
+    tracked_runs,
+    tracker_id,
+)
 
 Release = Callable[..., VersionRecord]
 
@@ -22,6 +30,57 @@ Release = Callable[..., VersionRecord]
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
+
+
+REGISTER = """
+import sys
+from pathlib import Path
+from trainyard import version
+from trainyard.recipe.register import WandbRegistry
+from trainyard.registry import VersionRecord, open_registry
+
+spec, home, me = WandbRegistry.model_validate_json(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+registry = open_registry(spec, home)
+for weights in (me, "e"):
+    adapter = home / f"adapter-{weights}"
+    adapter.mkdir(parents=True, exist_ok=True)
+    (adapter / "weights").write_text(weights)
+    digest = version.digest_of(adapter)
+    folder = version.assemble(home / "versions", "support", digest, adapter, {}).folder
+    record = VersionRecord(name="support", digest=digest, url="file:///a", manifest_sha256="1" * 64,
+                           run_id=f"run-{me}-{weights}", created="now", verdict="PASS")
+    registry.register(record, folder)
+    registry.promote("support", digest, who=me, why="a race")
+"""
+
+
+def test_releases_that_register_at_once_leave_one_version_each_and_one_champion(
+    wandb_spec: WandbRegistry, home: Path, tmp_path: Path
+) -> None:
+    started = []
+    for me in "ab":
+        arguments = [wandb_spec.model_dump_json(), str(tmp_path / f"home-{me}"), me]
+        command = [sys.executable, "-c", REGISTER, *arguments]
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE))
+    for process in started:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said.decode()
+    registry = open_registry(wandb_spec, home)
+    assert len(registry.versions("support")) == 3
+    aliases = registry.aliases("support")
+    assert aliases.keys() == {"production", "previous"}
+    assert aliases["production"] in {record.digest for record in registry.versions("support")}
+
+
+def test_ended_runs_are_listed_and_deleted(wandb_spec: WandbRegistry, home: Path) -> None:
+    for run_id in ("support-1", "support-2"):
+        WandbRun(wandb_spec, home, name="support", run_id=run_id).close()
+    assert {run.run_id for run in tracked_runs(wandb_spec, home, "support")} == {
+        "support-1",
+        "support-2",
+    }
+    delete_tracked_run(wandb_spec, home, tracker_id("support-1"))
+    assert [run.run_id for run in tracked_runs(wandb_spec, home, "support")] == ["support-2"]
 
 
 @pytest.fixture(autouse=True)
@@ -105,13 +164,14 @@ def test_a_run_made_while_the_server_is_away_is_sent_by_the_next_one(
     assert sync_offline_runs(wandb_spec, home) == []  # and never twice
 
 
-def test_a_server_that_is_away_stops_a_run_that_may_not_be_offline(
+def test_a_server_that_is_away_leaves_out_a_run_that_may_not_be_offline(
     wandb_spec: WandbRegistry, home: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         away = wandb_spec.model_copy(
             update={
                 "base_url": f"http://127.0.0.1:{silent.getsockname()[1]}",
+                "when_down": "skip",
                 "connect_timeout_s": 2,
             }
         )

@@ -85,6 +85,71 @@ def RunResumeStatus(state: State, v: Record) -> Record:
     return {"model": project | {"bucket": None}}
 
 
+def Runs(state: State, v: Record) -> Record:
+    key = (v["entity"], v["project"])
+    group = json.loads(v.get("filters") or "{}").get("group")
+    found = [
+        (name, run)
+        for (*place, name), run in state.runs.items()
+        if tuple(place) == key and (group is None or run.get("groupName") == group)
+    ]
+    edges = [{"node": _run(state, *key, name, run), "cursor": name} for name, run in found]
+    page = {"endCursor": None, "hasNextPage": False}
+    runs = {"runs": {"edges": edges, "pageInfo": page}, "runCount": len(edges), "readOnly": False}
+    return {"project": state.project(*key) | runs}
+
+
+LightweightRuns = Runs
+LightRuns = Runs
+
+
+def Run(state: State, v: Record) -> Record:
+    key = (v["entity"], v["project"], v["name"])
+    run = state.runs.get(key)
+    return {"project": state.project(*key[:2]) | {"run": run and _run(state, *key, run)}}
+
+
+LightweightRun = Run
+
+
+def _run(state: State, entity: str, project: str, name: str, run: Record) -> Record:
+    ended = "finished" if run.get("complete") else "running"
+    shown = {"id": run["id"], "name": name, "displayName": run.get("displayName") or name}
+    shown |= {"state": ended, "group": run.get("groupName"), "jobType": run.get("jobType")}
+    shown |= {"config": run.get("config", "{}"), "summaryMetrics": "{}", "systemMetrics": "{}"}
+    shown |= {"createdAt": now(), "heartbeatAt": now(), "description": None, "notes": None}
+    shown |= {"tags": [], "commit": None, "readOnly": False, "sweepName": None, "commandLine": ""}
+    shown |= {"projectId": "1", "historyLineCount": 0, "historyKeys": None, "stopped": False}
+    shown |= {"user": {"name": USER, "username": USER}, "internalId": run["id"]}
+    return {"__typename": "Run", **shown}
+
+
+def DeleteRun(state: State, v: Record) -> Record:
+    gone = next(key for key, run in state.runs.items() if run["id"] == v["id"])
+    del state.runs[gone]
+    return {"deleteRun": {"clientMutationId": None}}
+
+
+def UnlinkArtifact(state: State, v: Record) -> Record:
+    given = v.get("input") or v
+    for collection in state.collections.values():
+        if collection["id"] == given["artifactPortfolioID"]:
+            left = [m for m in collection["members"] if m["artifact"] != given["artifactID"]]
+            collection["members"][:] = left
+    done = {"artifactID": given["artifactID"], "success": True, "clientMutationId": None}
+    return {"result": done, "unlinkArtifact": done}
+
+
+def DeleteArtifact(state: State, v: Record) -> Record:
+    given = v.get("input") or v
+    artifact = state.artifacts.pop(given["artifactID"])
+    for collection in state.collections.values():
+        left = [m for m in collection["members"] if m["artifact"] != artifact["id"]]
+        collection["members"][:] = left
+    done = {"artifact": {"id": artifact["id"]}}
+    return {"result": done, "deleteArtifact": done}
+
+
 def CreateRunFiles(state: State, v: Record) -> Record:
     place = f"run/{v['entity']}/{v['project']}/{v['run']}"
     files = [{"name": name, "uploadUrl": state.blob_url(f"{place}/{name}")} for name in v["files"]]
