@@ -1,0 +1,153 @@
+"""Prometheus metrics of the pipeline, from what runs and rollouts left on disk.
+
+`python -m trainyard.exporter [--home FOLDER] [--host H] [--port N]`. It reads the disk at each
+scrape, so it may start, stop and move at any time; it needs no Prefect and changes nothing.
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from pydantic import ValidationError
+
+from trainyard import files, process
+from trainyard.rollout.state import Store
+from trainyard.run import Summary
+
+
+class Pipeline(Collector):
+    """The metrics of one home folder."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._ended: dict[Path, tuple[Summary, dict[str, Any]]] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        runs = list(self._runs())
+        yield from _releases([summary for summary, _ in runs])
+        yield from _stages([summary for summary, _ in runs])
+        yield from _spent(runs)
+        yield self._champions()
+
+    def _runs(self) -> Iterator[tuple[Summary, dict[str, Any]]]:
+        """Every run with its cost; one that has ended is read once."""
+        for path in sorted((self._home / "runs").glob("*/summary.json")):
+            if path in self._ended:
+                yield self._ended[path]
+                continue
+            try:
+                summary = Summary.model_validate(files.read_json(path))
+                lineage = path.with_name("lineage.json")
+                cost = files.read_json(lineage).get("cost") if lineage.exists() else None
+            except (OSError, ValueError, ValidationError):
+                continue  # being written, or of a version that is gone
+            if summary.status in ("done", "failed"):
+                self._ended[path] = (summary, cost or {})
+            yield summary, cost or {}
+
+    def _champions(self) -> Metric:
+        found = GaugeMetricFamily(
+            "trainyard_champion_info", "Version on record as champion", labels=["model", "version"]
+        )
+        for folder in sorted((self._home / "serving").glob("*")):
+            deployment = Store(folder).deployment()
+            if deployment is not None:
+                found.add_metric([folder.name, deployment.champion.version.digest], 1)
+        return found
+
+
+def _releases(runs: list[Summary]) -> Iterator[Metric]:
+    many = CounterMetricFamily(
+        "trainyard_releases", "Releases", labels=["recipe", "status", "verdict"]
+    )
+    counted = Counter((run.recipe, run.status, run.verdict or "none") for run in runs)
+    for labels, count in sorted(counted.items()):
+        many.add_metric(labels, count)
+    yield many
+    gone = GaugeMetricFamily(
+        "trainyard_releases_interrupted", "Releases whose process is gone", labels=["recipe"]
+    )
+    dead = Counter({run.recipe: 0 for run in runs})
+    dead.update(
+        run.recipe for run in runs if run.status == "running" and not process.is_alive(run.process)
+    )
+    for recipe, count in sorted(dead.items()):
+        gone.add_metric([recipe], count)
+    yield gone
+    last = GaugeMetricFamily(
+        "trainyard_last_release_timestamp_seconds", "Start of the newest", labels=["recipe"]
+    )
+    newest: dict[str, float] = {}
+    for run in runs:
+        began = datetime.fromisoformat(run.started).timestamp()
+        newest[run.recipe] = max(began, newest.get(run.recipe, 0.0))
+    for recipe, at in sorted(newest.items()):
+        last.add_metric([recipe], at)
+    yield last
+
+
+def _stages(runs: list[Summary]) -> Iterator[Metric]:
+    took: dict[tuple[str, str], list[float]] = {}
+    skipped: Counter[tuple[str, str]] = Counter()
+    for run in runs:
+        for stage in run.stages:
+            if stage.skipped:
+                skipped[run.recipe, stage.name] += 1
+            elif stage.seconds is not None:
+                took.setdefault((run.recipe, stage.name), []).append(stage.seconds)
+    labels = ["recipe", "stage"]
+    seconds = SummaryMetricFamily("trainyard_stage_seconds", "Stages that ran", labels=labels)
+    for key, values in sorted(took.items()):
+        seconds.add_metric(key, count_value=len(values), sum_value=sum(values))
+    yield seconds
+    many = CounterMetricFamily("trainyard_stages_skipped", "Stages skipped", labels=labels)
+    for key, count in sorted(skipped.items()):
+        many.add_metric(key, count)
+    yield many
+
+
+def _spent(runs: list[tuple[Summary, dict[str, Any]]]) -> Iterator[Metric]:
+    hours = CounterMetricFamily("trainyard_gpu_hours", "GPU-hours of releases", labels=["recipe"])
+    money = CounterMetricFamily("trainyard_cost", "What they cost", labels=["recipe"])
+    spent: dict[str, tuple[float, float]] = {}
+    for run, cost in runs:
+        seconds = (cost.get("train_s") or 0) + (cost.get("evaluate_s") or 0)
+        before = spent.get(run.recipe, (0.0, 0.0))
+        used = (cost.get("gpus") or 0) * seconds / 3600
+        spent[run.recipe] = (before[0] + used, before[1] + (cost.get("amount") or 0))
+    for recipe, (used, amount) in sorted(spent.items()):
+        hours.add_metric([recipe], used)
+        money.add_metric([recipe], amount)
+    yield hours
+    yield money
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="trainyard.exporter", description=__doc__)
+    parser.add_argument("--home", type=Path, default=Path(".trainyard"))
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=9108)
+    given = parser.parse_args()
+    registry = CollectorRegistry()
+    registry.register(Pipeline(given.home))
+    try:
+        start_http_server(given.port, given.host, registry)
+    except OSError as error:
+        print(f"cannot listen on {given.host}:{given.port}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"ready http://{given.host}:{given.port}/metrics", flush=True)
+    while True:
+        time.sleep(3600)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
