@@ -45,19 +45,22 @@ def finish(job_file: Path, out: Path, previous: Path | None = None) -> DataVerdi
     refuse, warn = judge(job.spec, counts)
     former = read_former(previous) if previous is not None else None
     drift = _drift(merged, counts, former) if former is not None else None
+    moved: list[str] = []
     if drift is not None:
         limits = job.spec.limits
-        harder, softer = judge_drift(
+        harder, moved = judge_drift(
             drift,
             warn_at=limits.drift_warn,
             refuse_at=limits.drift_refuse,
             max_rate_change=limits.max_rate_change,
             max_removed=limits.max_removed,
         )
-        refuse, warn = [*refuse, *harder], [*warn, *softer]
-    verdict = _verdict(merged, counts, refuse, warn, out, drift)
+        refuse = [*refuse, *harder]
+    verdict = _verdict(merged, counts, refuse, [*warn, *moved], out, drift)
     touched = write_overlaps(merged, made / CONTAMINATION)
-    _write(merged, verdict, Story(verdict, merged, counts, drift, touched), made, former)
+    _write(
+        merged, verdict, Story(verdict, merged, counts, drift, touched, refuse, moved), made, former
+    )
     _move(made, out)
     return verdict
 

@@ -1,10 +1,12 @@
 """Data sets of the Hugging Face hub, pinned to a revision."""
 
+import sys
 from pathlib import Path
 
 import httpx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import disable_progress_bars
 
 from trainyard.errors import InputError, Unavailable
 
@@ -17,6 +19,8 @@ def fetch_dataset(ref: str) -> tuple[Path, str]:
     owner, _, rest = ref.removeprefix("datasets/").partition("/")
     pinned, _, inside = rest.partition("/")
     name, _, revision = pinned.partition("@")
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         found = snapshot_download(
             f"{owner}/{name}", repo_type="dataset", revision=revision or "main"

@@ -1,5 +1,6 @@
 """The report of a check: one page with its plots inside, and a short text. Secrets stay masked."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -9,17 +10,19 @@ import numpy as np
 from trainyard.data.drift import Drift
 from trainyard.data.merge import QUARANTINE, Merged
 from trainyard.data.overlap import Touched
-from trainyard.data.plots import bars, histogram
+from trainyard.data.plots import HALF, bars, histogram
 from trainyard.data.verdict import Counts, DataVerdict
 
 STYLE = """
 :root{--ink:#1c2430;--soft:#5d6778;--line:#dfe3ea;--fill:#2b62c9;--bad:#c0392b;--page:#fff}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9ee;--soft:#98a2b3;--line:#333b48;
 --fill:#6ea0ff;--bad:#ff7b6b;--page:#12161c}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:760px;
-margin:2rem auto;padding:0 1rem}h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:1080px;
+margin:2rem auto;padding:0 1rem;display:grid;grid-template-columns:1fr 1fr;gap:0 2.5rem}
+section{grid-column:1/-1;min-width:0}@media(min-width:900px){section.half{grid-column:auto}}
+h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.1rem;margin:1.6rem 0 .5rem}p{margin:.4rem 0}
 table{border-collapse:collapse;width:100%;font-size:14px}td,th{padding:.25rem .5rem;text-align:left;
-border-bottom:1px solid var(--line);vertical-align:top}td.n{text-align:right;
+border-bottom:1px solid var(--line);vertical-align:top}td.n,th.n{text-align:right;
 font-variant-numeric:tabular-nums}code{font-size:13px;overflow-wrap:anywhere}
 svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:var(--soft)}
 svg rect{fill:var(--fill)}svg .name{text-anchor:end}svg .mark{text-anchor:middle}
@@ -34,6 +37,7 @@ SAID = {
 
 
 SHOWN = 10
+NUMBER = re.compile(r"[\d,.e+-]+ ?%?")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,10 @@ class Story:
     counts: Counts
     drift: Drift | None
     touched: Sequence[Touched] = ()
+    refuse: Sequence[str] = ()
+    """Why it is refused."""
+    moved: Sequence[str] = ()
+    """What changed against the previous version, and does not refuse it."""
 
 
 def summary(story: Story) -> str:
@@ -75,7 +83,7 @@ def _markdown(text: str) -> str:
 def page(story: Story) -> str:
     v = story.verdict
     names = ", ".join(table.name for table in story.merged.job.tables)
-    sections = [
+    top = [
         f'<h1 class="{v.verdict}">{v.verdict.upper()}: the data {SAID[v.verdict]}</h1>',
         f'<p class="soft">{escape(names)}<br>digest <code>{v.digest}</code></p>',
         _table(
@@ -88,10 +96,16 @@ def page(story: Story) -> str:
             ],
         ),
     ]
-    if v.problems:
-        sections.append(_list(v.problems))
-    sections += [_lengths(story), _reasons(story), _duplicates(story), _languages(story)]
-    sections += [_drift(story), _touched(story), _found(story), _examples(story)]
+    if story.refuse:
+        top.append(f"<h2>Why</h2>{_list(story.refuse)}")
+    wide = [_lengths(story)]
+    half = [*_reasons(story), _duplicates(story), *_languages(story)]
+    rest = [_drift(story), _touched(story), _found(story), _examples(story)]
+    sections = [
+        *(f"<section>{part}</section>" for part in ["".join(top), *wide] if part),
+        *(f'<section class="half">{part}</section>' for part in half if part),
+        *(f"<section>{part}</section>" for part in rest if part),
+    ]
     title = f"Data check: {v.verdict}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
@@ -116,7 +130,7 @@ def _lengths(story: Story) -> str:
     return f"<h2>Lengths</h2>{histogram(values, what, limit)}<p>{said} {what}.{cut}</p>"
 
 
-def _reasons(story: Story) -> str:
+def _reasons(story: Story) -> list[str]:
     parts = []
     for title, counts in (
         ("Quarantined, by reason", story.verdict.reasons),
@@ -125,8 +139,8 @@ def _reasons(story: Story) -> str:
         ranked = sorted(counts.items(), key=lambda pair: -pair[1])
         items = [(code, float(n), f"{n:,}") for code, n in ranked]
         if items:
-            parts.append(f"<h2>{title}</h2>{bars(items, title)}")
-    return "".join(parts)
+            parts.append(f"<h2>{title}</h2>{bars(items, title, width=HALF)}")
+    return parts
 
 
 def _duplicates(story: Story) -> str:
@@ -142,10 +156,10 @@ def _duplicates(story: Story) -> str:
         if n
     ]
     note = "<p class=soft>A cluster (similar rows, one prompt, one group) is on one side only.</p>"
-    return f"<h2>Duplicates</h2>{bars(items, 'duplicates')}{note}"
+    return f"<h2>Duplicates</h2>{bars(items, 'duplicates', width=HALF)}{note}"
 
 
-def _languages(story: Story) -> str:
+def _languages(story: Story) -> list[str]:
     parts = []
     for title, shares in (
         ("Script of the answers", story.counts.scripts),
@@ -154,8 +168,8 @@ def _languages(story: Story) -> str:
         ranked = sorted(shares.items(), key=lambda pair: -pair[1])[:20]
         items = [(name, share, f"{share:.1%}") for name, share in ranked]
         if items:
-            parts.append(f"<h2>{title}</h2>{bars(items, title)}")
-    return "".join(parts)
+            parts.append(f"<h2>{title}</h2>{bars(items, title, width=HALF)}")
+    return parts
 
 
 def _drift(story: Story) -> str:
@@ -175,7 +189,8 @@ def _drift(story: Story) -> str:
     ]
     table = _table(("what", "", "before", "after", "JS distance", "Wasserstein / sd"), rows)
     drawn = f"<p class=soft>population stability index</p>{bars(items, 'drift', marks)}"
-    return f"<h2>Drift</h2><p>{_rows_changed(drift)}.</p>{drawn}{table}"
+    moved = _list(story.moved) if story.moved else ""
+    return f"<h2>Drift</h2><p>{_rows_changed(drift)}.</p>{moved}{drawn}{table}"
 
 
 def _touched(story: Story) -> str:
@@ -219,9 +234,15 @@ def _examples(story: Story) -> str:
 
 
 def _table(head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    columns = list(zip(*rows, strict=True))
+    sides = [" class=n" if all(map(NUMBER.fullmatch, column)) else "" for column in columns]
+    named = zip(head, sides, strict=True)
+    cells = "".join(f"<th{side}>{escape(name)}</th>" for name, side in named)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+        "<tr>"
+        + "".join(f"<td{s}>{escape(cell)}</td>" for cell, s in zip(row, sides, strict=True))
+        + "</tr>"
+        for row in rows
     )
     return f"<table><tr>{cells}</tr>{body}</table>"
 

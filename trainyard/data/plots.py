@@ -6,17 +6,21 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH, LABEL, ROW = 720, 190, 24
+WIDTH, HALF, LABEL, ROW = 1040, 500, 160, 24
+"""In CSS pixels: a plot across the page, one of two side by side, names of bars, a bar."""
 
 
 def bars(
-    items: Sequence[tuple[str, float, str]], title: str, marks: Sequence[tuple[float, str]] = ()
+    items: Sequence[tuple[str, float, str]],
+    title: str,
+    marks: Sequence[tuple[float, str]] = (),
+    width: int = WIDTH,
 ) -> str:
     """One horizontal bar per (name, value, text beside it); `marks` are vertical limits."""
     top = max([value for _, value, _ in items] + [at for at, _ in marks] + [1e-12])
-    right = WIDTH - 130
+    right = width - 70
     height = ROW * len(items) + (26 if marks else 6)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img"><title>{escape(title)}</title>']
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img"><title>{escape(title)}</title>']
     for i, (name, value, beside) in enumerate(items):
         y = i * ROW + 4
         wide = max(1.5, value / top * (right - LABEL)) if value else 0
@@ -34,7 +38,7 @@ def bars(
 
 def histogram(values: NDArray[np.int32], what: str, limit: int | None = None) -> str:
     """Counts of `values` in 40 bins up to their 99.5 % quantile; the last bin has the rest."""
-    height, left, base = 210, 52, 168
+    height, left, base = 250, 52, 208
     top_value = max(float(np.quantile(values, 0.995)), limit * 1.02 if limit else 1.0, 1.0)
     counts, edges = np.histogram(np.minimum(values, top_value), bins=40, range=(0, top_value))
     most, right = max(int(counts.max()), 1), WIDTH - 14

@@ -51,6 +51,8 @@ def test_what_is_not_there_is_named(bucket: object) -> None:
         list(read_samples("s3://data/none"))
     with pytest.raises(InputError, match=r"s3://nothing/x: NoSuchBucket"):
         list(read_samples("s3://nothing/x"))
+    with pytest.raises(InputError, match=r"s3://b/x cannot be read .*invalid bucket name b"):
+        list(read_samples("s3://b/x"))
 
 
 def test_an_endpoint_that_does_not_answer_is_named(
