@@ -119,3 +119,16 @@ def test_the_end_of_a_release_is_one_event(
     assert found.event == event
     assert "exact_match: FAIL 0.5 (0.4 to 0.6), limit >= 0.9, n 400" in found.body
     assert "run: http://prefect/run" in found.body
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "mailtos://user:word@example.com?smtp=mail.example.com&to=team@example.com",
+        "slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ/#releases",
+        "workflows://example.com/0123456789abcdef/signature-of-it/",  # Microsoft Teams
+        "jsons://example.com/hook",
+    ],
+)
+def test_the_places_that_the_recipe_names_are_known(address: str) -> None:
+    assert notify.apprise.Apprise.instantiate(address)

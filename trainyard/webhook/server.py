@@ -6,6 +6,7 @@ import ipaddress
 import json
 import logging
 import signal
+import sqlite3
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,11 +16,11 @@ import aiohttp
 from aiohttp import web
 
 from trainyard import secrets
-from trainyard.errors import InputError, Refused, TrainyardError
+from trainyard.errors import InputError, Refused, TrainyardError, Unavailable
 from trainyard.webhook import payload, proof
 from trainyard.webhook.config import Hook, WebhookConfig
 from trainyard.webhook.payload import Nothing, Push
-from trainyard.webhook.store import RunRow, Store
+from trainyard.webhook.store import Arrival, RunRow, Store
 from trainyard.webhook.work import RepositoryWork
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Service:
         }
         self._works: dict[tuple[str, str], RepositoryWork] = {}
         self._buckets: dict[tuple[str, str], Bucket] = {}
+        self._arrived: list[tuple[Arrival, asyncio.Future[bool]]] = []
+        self._disk = asyncio.Lock()
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=int(self.config.max_body_mib * 1024**2))
@@ -88,6 +91,8 @@ class Service:
             return _say(401, str(error))
         except InputError as error:
             return _say(400, str(error))
+        except Unavailable as error:
+            return _say(503, str(error))
 
     async def _received(
         self, name: str, hook: Hook, request: web.Request, body: bytes
@@ -116,10 +121,31 @@ class Service:
         branch = event.branch if isinstance(event, Push) else event.base
         if not work.spec.protects(branch):
             return _say(200, f"{branch} is not protected: nothing to do")
-        if not await asyncio.to_thread(self._store.accept, name, delivery, event):
+        if not await self._accept((name, delivery, event)):
             return _say(200, f"delivery {delivery.id} was here before")
         work.wake()
         return _say(202, f"accepted {delivery.id}")
+
+    async def _accept(self, arrival: Arrival) -> bool:
+        """Wait until it is on the disk, together with what else arrives meanwhile."""
+        taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._arrived.append((arrival, taken))
+        async with self._disk:
+            if not taken.done():
+                await self._write()
+        return await taken
+
+    async def _write(self) -> None:
+        together, self._arrived = self._arrived, []
+        arrivals = [arrival for arrival, _ in together]
+        try:
+            results = await asyncio.to_thread(self._store.accept, arrivals)
+        except sqlite3.Error as error:
+            for _, waiting in together:
+                waiting.set_exception(Unavailable(f"the delivery could not be kept: {error}"))
+            return
+        for (_, waiting), result in zip(together, results, strict=True):
+            waiting.set_result(result)
 
     async def health(self, _: web.Request) -> web.Response:
         return web.json_response(await asyncio.to_thread(self._store.counts))

@@ -4,7 +4,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,10 @@ create table if not exists comments (
     hook text, repository text, number integer, comment text, head text,
     primary key (hook, repository, number));
 """
+
+
+Arrival = tuple[str, Delivery, Push | Proposal]
+"""Hook, delivery, and what it says happened."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +98,19 @@ class Store:
                 raise
             self._db.execute("commit")
 
-    def accept(self, hook: str, delivery: Delivery, event: Push | Proposal) -> bool:
-        """Remember the delivery and its work. False when it was here before."""
+    def accept(self, arrivals: Sequence[Arrival]) -> list[bool]:
+        """Remember deliveries and their work, all in one transaction. False: was here before."""
+        taken = []
         with self._transaction() as db:
-            new = db.execute(
-                "insert or ignore into deliveries values (?, ?, ?, ?)",
-                (hook, delivery.id, delivery.digest, time.time()),
-            ).rowcount
-            if new:
-                _add(db, hook, event)
-        return bool(new)
+            for hook, delivery, event in arrivals:
+                new = db.execute(
+                    "insert or ignore into deliveries values (?, ?, ?, ?)",
+                    (hook, delivery.id, delivery.digest, time.time()),
+                ).rowcount
+                if new:
+                    _add(db, hook, event)
+                taken.append(bool(new))
+        return taken
 
     def add(self, hook: str, event: Push | Proposal) -> None:
         """Add work that no delivery asked for, unless the same waits already."""

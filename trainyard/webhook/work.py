@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 PLAN_S = 120.0
 """Longest time for the plan of a merge request."""
+QUIET_S, QUIET_ROUNDS = 0.25, 20
+"""Work begins after so long without a delivery, and in any case after as many rounds."""
 PACKAGE = Path(__file__).parents[2]
 TREATED = 5000
 """Parsed recipes that are remembered, by blob."""
@@ -77,6 +79,15 @@ class RepositoryWork:
                 await asyncio.wait_for(self._wake.wait(), timeout=2)  # work that is due again
             except TimeoutError:
                 continue
+            await self._until_quiet()
+
+    async def _until_quiet(self) -> None:
+        """Let a burst arrive first: what comes together is fetched and compared once."""
+        for _ in range(QUIET_ROUNDS):
+            self._wake.clear()
+            await asyncio.sleep(QUIET_S)
+            if not self._wake.is_set():
+                break
 
     def _next(self) -> Work | None:
         return self._store.next(self.name, self.spec.name)

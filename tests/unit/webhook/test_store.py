@@ -17,7 +17,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def accept(store: Store, id_: str, event: Push | Proposal, digest: str | None = None) -> bool:
-    return store.accept("hub", Delivery(id_, "push", digest or id_), event)
+    return store.accept([("hub", Delivery(id_, "push", digest or id_), event)])[0]
 
 
 def test_a_delivery_is_taken_once_by_its_id_and_by_its_body(store: Store) -> None:
