@@ -8,6 +8,7 @@ taken over. `out` gets its files at the end, `manifest.json` last.
 import hashlib
 import itertools
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -188,28 +189,34 @@ def run_chunks(
 def _in_processes(
     job_file: Path, shares: list[list[int]], done: int, total: int, tell: Progress
 ) -> None:
-    workers: list[subprocess.Popen[str]] = []
+    """The first share here, each other one in a process of its own."""
+    workers: list[subprocess.Popen[bytes]] = []
+    own, *others = shares
     try:
-        for share in shares:
+        for share in others:
             command = [sys.executable, "-m", "trainyard.data.chunk", str(job_file)]
             workers.append(
                 subprocess.Popen(
                     [*command, *map(str, share)],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
-                    text=True,
                     preexec_fn=die_with_parent,
                 )
             )
+        for number in own:
+            tell("checking rows", done, total)
+            check_chunk(job_file, number)
+            done += 1 + sum(_told(worker, wait=False) for worker in workers)
         for worker in workers:
-            for _ in worker.stdout or ():
-                done += 1
+            while told := _told(worker, wait=True):
                 tell("checking rows", done, total)
-            problem = worker.stderr.read() if worker.stderr is not None else ""
+                done += told
+            problem = worker.stderr.read().decode() if worker.stderr is not None else ""
             if worker.wait():
                 last = problem.strip().splitlines()[-1:] or [f"it ended with {worker.returncode}"]
                 said = "" if worker.returncode == 2 else "a chunk could not be checked: "
                 raise InputError(said + last[0])
+        tell("checking rows", done, total)
     finally:
         for worker in workers:
             if worker.poll() is None:
@@ -218,6 +225,14 @@ def _in_processes(
             for pipe in (worker.stdout, worker.stderr):
                 if pipe is not None:
                     pipe.close()
+
+
+def _told(worker: subprocess.Popen[bytes], *, wait: bool) -> int:
+    """Chunks that a worker has finished since it was asked last; 0 when it has ended."""
+    assert worker.stdout is not None
+    if not wait and not select.select([worker.stdout], [], [], 0)[0]:
+        return 0
+    return os.read(worker.stdout.fileno(), 1 << 16).count(b"\n")
 
 
 def _cores() -> int:

@@ -39,7 +39,7 @@ def finish(job_file: Path, out: Path, previous: Path | None = None) -> DataVerdi
     merged = merge(job)
     made = job.folder / "version"
     made.mkdir(exist_ok=True)
-    bad_lines = write_rows(merged, made)
+    bad_lines, digests = write_rows(merged, made)
     counts = _counts(merged, bad_lines)
     conserve(counts)
     refuse, warn = judge(job.spec, counts)
@@ -58,9 +58,8 @@ def finish(job_file: Path, out: Path, previous: Path | None = None) -> DataVerdi
         refuse = [*refuse, *harder]
     verdict = _verdict(merged, counts, refuse, [*warn, *moved], out, drift)
     touched = write_overlaps(merged, made / CONTAMINATION)
-    _write(
-        merged, verdict, Story(verdict, merged, counts, drift, touched, refuse, moved), made, former
-    )
+    story = Story(verdict, merged, counts, drift, touched, refuse, moved)
+    _write(merged, verdict, story, made, former, digests)
     _move(made, out)
     return verdict
 
@@ -156,7 +155,12 @@ def _drift(merged: Merged, counts: Counts, former: Former) -> Drift:
 
 
 def _write(
-    merged: Merged, verdict: DataVerdict, story: Story, made: Path, former: Former | None
+    merged: Merged,
+    verdict: DataVerdict,
+    story: Story,
+    made: Path,
+    former: Former | None,
+    digests: dict[str, str],
 ) -> None:
     job = merged.job
     write_facts(merged, made / "facts.parquet")
@@ -185,7 +189,7 @@ def _write(
         "eval_sets": digest_file(job.eval_sets) if job.eval_sets is not None else None,
         "code": {"trainyard": trainyard.__version__, "method": METHOD},
         "names": {key: dict(counter.most_common(1000)) for key, counter in names.items()},
-        "files": {name: digest_file(made / name) for name in files},
+        "files": {name: digests.get(name) or digest_file(made / name) for name in files},
     }
     write_text(made / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
 

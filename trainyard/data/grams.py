@@ -61,3 +61,21 @@ def contains(table: Any, x: Any) -> bool:
         else:
             high = middle
     return low < len(ranked) and ranked[low] == x
+
+
+@compiled
+def without(common: Any, gram: Any, count: int) -> int:
+    """Drop grams that are common in this data; with none left, one for the whole stays."""
+    if not len(common[0]):
+        return count
+    whole = np.uint64(0)
+    n = 0
+    for i in range(count):
+        whole = mix(whole ^ gram[i])
+        if not contains(common, gram[i]):
+            gram[n] = gram[i]
+            n += 1
+    if n == 0 and count:
+        gram[0] = whole
+        n = 1
+    return n

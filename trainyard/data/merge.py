@@ -1,5 +1,6 @@
 """All chunks together: which rows are duplicates, their sides, and the files of a version."""
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from trainyard.data.duplicates import (
     Texts,
     candidates,
     near_duplicates,
+    occurring_again,
     repeats,
     similarity,
 )
@@ -30,6 +32,26 @@ EXAMPLES = 5
 LONG_ANSWER = 40
 """Characters from which on an answer is no label."""
 SIDES = ("train", "val", "quarantine")
+
+
+NAMES = FACTS.names or ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """FACTS of rows: a column by its name, or some rows of all columns; copied only when read."""
+
+    columns: dict[str, Any]
+    rows: Any = None
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            picked = self.rows is not None
+            return Facts({n: self[n] for n in NAMES} if picked else self.columns, key)
+        return self.columns[key] if self.rows is None else self.columns[key][self.rows]
+
+    def __len__(self) -> int:
+        return len(self["kind"])
 
 
 @dataclass
@@ -65,9 +87,13 @@ def merge(job: Job) -> Merged:
     infos = [read_json(place / "info.json") for place in places]
     sizes = [info["usable"] for info in infos]
     firsts = np.cumsum([0, *sizes])[:-1].astype(np.int64)
-    facts = np.zeros(sum(sizes), FACTS)
+    total = sum(sizes)
+    columns = {name: np.empty((total, *FACTS[name].shape), FACTS[name].base) for name in NAMES}
     for first, size, place in zip(firsts.tolist(), sizes, places, strict=True):
-        facts[first : first + size] = np.load(place / "facts.npy")
+        found = np.load(place / "facts.npy")
+        for name, column in columns.items():
+            column[first : first + size] = found[name]
+    facts = Facts(columns)
     merged = Merged(
         job, places, infos, facts, firsts,
         side=np.zeros(len(facts), np.uint8),
@@ -153,6 +179,8 @@ def _where(merged: Merged, row: int) -> str:
 
 def _differing(rows: Rows, keys: NDArray[np.uint64], values: NDArray[np.uint64]) -> Rows:
     """Rows whose key has several values; `values` are those of all rows."""
+    again = occurring_again(keys)
+    rows, keys = rows[again], keys[again]
     if not len(rows):
         return rows
     _, member = np.unique(keys, return_inverse=True)
@@ -181,34 +209,37 @@ def reasons(merged: Merged) -> tuple[Counter[str], Counter[str]]:
     return +away, +kept
 
 
-def write_rows(merged: Merged, folder: Path) -> int:
-    """Write train.jsonl, val.jsonl and quarantine.jsonl; returns the lines of the quarantine."""
-    names = {TRAIN: folder / "train.jsonl", VAL: folder / "val.jsonl"}
-    written = 0
+def write_rows(merged: Merged, folder: Path) -> tuple[int, dict[str, str]]:
+    """Write train.jsonl, val.jsonl and quarantine.jsonl.
+
+    Returns the lines of the quarantine, and the sha256 of each file.
+    """
+    written, digests = 0, {name: hashlib.sha256() for name in (*SIDES[:2], "quarantine")}
     fd = os.open(folder / "quarantine.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with names[TRAIN].open("wb") as train, names[VAL].open("wb") as val, os.fdopen(fd, "wb") as bad:
+    opened = [(folder / f"{name}.jsonl").open("wb") for name in SIDES[:2]]
+    with opened[TRAIN], opened[VAL], os.fdopen(fd, "wb") as bad:
         for number, place in enumerate(merged.places):
             rows = merged.chunk_rows(number)
-            facts, side = merged.facts[rows], merged.side[rows]
-            content = (place / "rows.jsonl").read_bytes()
-            for first, last, which in _runs(side):
-                if which == QUARANTINE:
-                    continue
-                end = int(facts["start"][last] + facts["size"][last])
-                (train if which == TRAIN else val).write(content[facts["start"][first] : end])
-            for line in _quarantine_lines(merged, number):
-                bad.write(line)
-                written += 1
-    return written
+            content = memoryview((place / "rows.jsonl").read_bytes())
+            runs = list(_runs(merged.side[rows], merged.facts["start"][rows], len(content)))
+            for side in (TRAIN, VAL):
+                kept = b"".join([content[a:b] for a, b, which in runs if which == side])
+                opened[side].write(kept)
+                digests[SIDES[side]].update(kept)
+            lines = _quarantine_lines(merged, number)
+            written += len(lines)
+            bad.write(b"".join(lines))
+            digests["quarantine"].update(b"".join(lines))
+    return written, {f"{name}.jsonl": found.hexdigest() for name, found in digests.items()}
 
 
-def _runs(side: NDArray[np.uint8]) -> Iterator[tuple[int, int, int]]:
-    """First row, last row and side of each run of equal sides."""
+def _runs(side: NDArray[np.uint8], starts: Rows, end: int) -> Iterator[tuple[int, int, int]]:
+    """First byte, byte after the last, and side of each run of equal sides."""
     if not len(side):
         return
-    borders = np.flatnonzero(np.diff(side)) + 1
-    for first, after in zip([0, *borders.tolist()], [*borders.tolist(), len(side)], strict=True):
-        yield first, after - 1, int(side[first])
+    firsts = np.r_[0, np.flatnonzero(np.diff(side)) + 1]
+    begins = starts[firsts].tolist()
+    yield from zip(begins, [*begins[1:], end], side[firsts].tolist(), strict=True)
 
 
 def _quarantine_lines(merged: Merged, number: int) -> list[bytes]:
@@ -225,15 +256,13 @@ def _quarantine_lines(merged: Merged, number: int) -> list[bytes]:
         return [line for _, line in entries]
     table = merged.job.chunk(number).table
     details = _details(place, set(aside.tolist()))
+    places = [merged.facts[n][rows][aside].tolist() for n in ("line", "offset", "length", "flags")]
     with table.path.open("rb") as opened:
-        for i in aside.tolist():
-            row = merged.facts[rows.start + i]
-            opened.seek(int(row["offset"]))
-            raw = opened.read(int(row["length"]))
-            why = _why(int(row["flags"]), details.get(i, []), merged.notes.get(rows.start + i, []))
-            line = int(row["line"])
+        for i, line, offset, length, flags in zip(aside.tolist(), *places, strict=True):
+            raw = os.pread(opened.fileno(), length, offset)
+            why = _why(flags, details.get(i, []), merged.notes.get(rows.start + i, []))
             _remember(merged, table.name, line, why)
-            entries.append((line, quarantined(table.name, line, int(row["offset"]), raw, why)))
+            entries.append((line, quarantined(table.name, line, offset, raw, why)))
     return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
 
 

@@ -10,7 +10,7 @@ from trainyard.data.leakage import asked_and_told
 from trainyard.data.lines import Chunk, records
 from trainyard.data.messages import RowProblem
 from trainyard.data.rows import RowReader
-from trainyard.data.shingles import distinct, gram_hashes, shingle_set, unit_hashes
+from trainyard.data.shingles import distinct_grams
 from trainyard.data.units import U64
 from trainyard.recipe.data import SourceSpec
 
@@ -39,19 +39,17 @@ def common_grams(chunks: Sequence[Chunk], sources: Sequence[SourceSpec], max_byt
     least = max(FEWEST, COMMON_SHARE * len(texts))
     if len(texts) < FEWEST:
         return Common(nothing, nothing, nothing, shown)
-    shingles = [shingle_set(asked, told, nothing) for asked, told in texts]
-    long = [
-        distinct(gram_hashes(np.concatenate([unit_hashes(t)[0] for t in pair]), LONG_GRAM))
-        for pair in texts
-    ]
-    prompt = [distinct(gram_hashes(unit_hashes(asked)[0], PROMPT_GRAM)) for asked, _ in texts]
+    flat = [text for pair in texts for text in pair]
     return Common(
-        _frequent(shingles, least), _frequent(long, least), _frequent(prompt, least), shown
+        _frequent(distinct_grams(flat), least),
+        _frequent(distinct_grams(flat, LONG_GRAM), least),
+        _frequent(distinct_grams(flat, PROMPT_GRAM, prompt=True), least),
+        shown,
     )
 
 
-def _frequent(per_row: Sequence[U64], least: float) -> U64:
-    ranked = np.sort(np.concatenate(per_row))
+def _frequent(found: U64, least: float) -> U64:
+    ranked = np.sort(found)
     begins = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
     frequent: U64 = ranked[begins[np.diff(np.r_[begins, len(ranked)]) >= least]]
     return frequent

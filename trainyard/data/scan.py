@@ -18,6 +18,7 @@ from trainyard.data.grams import (
     grams,
     prefixes,
     table_of,
+    without,
 )
 from trainyard.data.kernels import compiled
 from trainyard.data.patterns import SEPARATOR
@@ -34,24 +35,6 @@ def _holds_any(table: Any, gram: Any, count: int) -> bool:
         if contains(table, gram[i]):
             return True
     return False
-
-
-@compiled
-def _without(common: Any, gram: Any, count: int) -> int:
-    """Drop grams that are common in this data; with none left, one for the whole stays."""
-    if not len(common[0]):
-        return count
-    whole = np.uint64(0)
-    n = 0
-    for i in range(count):
-        whole = mix(whole ^ gram[i])
-        if not contains(common, gram[i]):
-            gram[n] = gram[i]
-            n += 1
-    if n == 0 and count:
-        gram[0] = whole
-        n = 1
-    return n
 
 
 @compiled
@@ -141,7 +124,7 @@ def scan(
                 n = grams(prefix, 0, asked, PROMPT_GRAM, power, gram)
                 row.hit = _holds_any(short, gram, n)
         n = grams(prefix, 0, total, 5 if spaceless else 3, power, gram)
-        n = _without(common, gram, n)
+        n = without(common, gram, n)
         row.grams = n
         _sign(gram, n, mul, add, lowest, band)
         for b in range(BANDS):

@@ -6,102 +6,127 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.data.grams import Table, contains, grams, prefixes, table_of
+from trainyard.data.grams import Table, grams, prefixes, without
 from trainyard.data.kernels import compiled
 from trainyard.data.scan import join
 from trainyard.data.units import U64, scratch, units
 
 
 @compiled
-def _ranked(gram: Any, count: int, common: Any, out: Any) -> int:
-    """Distinct grams in order, without the common ones unless there are no others."""
-    ranked = np.sort(gram[:count])
-    n = kept = 0
-    for i in range(count):
-        if i == 0 or ranked[i] != ranked[i - 1]:
-            ranked[n] = ranked[i]
-            n += 1
-    for i in range(n):
-        if not len(common[0]) or not contains(common, ranked[i]):
-            out[kept] = ranked[i]
-            kept += 1
-    if not kept:
-        out[:n] = ranked[:n]
-    return kept if kept else n
+def _row(text: Any, bound: Any, memory: Any, unit: Any, prefix: Any) -> tuple[int, int, int, int]:
+    """Units of a row's prompt and of all of it; sizes of its shingles, and of its answer's."""
+    seen = np.zeros(10, np.int64)
+    asked, alone, _, _ = units(text, bound[0], bound[1], memory, unit, seen)
+    told, alone2, _, _ = units(text, bound[1] + 1, bound[2], memory, unit[asked:], seen)
+    prefixes(unit, asked + told, prefix)
+    k = 5 if 2 * (alone + alone2) > asked + told else 3
+    return asked, asked + told, k, 5 if 2 * alone2 > told else 3
 
 
 @compiled
-def sets(text: Any, bounds: Any, common: Any, out: Any) -> Any:
-    """Shingles of each row, and of its answer alone: places [rows, 3] of both in `out`."""
+def _room(bounds: Any) -> Any:
+    """Memory for the longest row."""
     longest = 0
     for r in range(len(bounds)):
         longest = max(longest, bounds[r, 2] - bounds[r, 0])
-    memory = scratch(longest)
-    power = memory[3]
-    unit, prefix = np.empty(longest + 3, np.uint64), np.empty(longest + 4, np.uint64)
-    gram, seen = np.empty(longest + 3, np.uint64), np.zeros(10, np.int64)
-    nothing = (unit[:0], common[1], common[2])
-    places = np.empty((len(bounds), 3), np.int64)
-    at = 0
+    unit = np.empty(longest + 3, np.uint64)
+    return scratch(longest), unit, np.empty(longest + 4, np.uint64), np.empty_like(unit)
+
+
+@compiled
+def _tag(gram: Any, count: int, row: int, out: Any) -> int:
+    """Hashes of 52 bits below their row, so that one sort of all rows sorts each."""
+    for i in range(count):
+        out[i] = np.uint64(row) << np.uint64(52) | gram[i] >> np.uint64(12)
+    return count
+
+
+@compiled
+def _tagged(text: Any, bounds: Any, common: Any, whole: Any, answer: Any) -> Any:
+    """Shingles of rows and of their answers; [rows + 1, 2]: where those of each row begin."""
+    memory, unit, prefix, gram = _room(bounds)
+    places = np.zeros((len(bounds) + 1, 2), np.int64)
     for r in range(len(bounds)):
-        begin, middle, end = bounds[r, 0], bounds[r, 1], bounds[r, 2]
-        asked, alone, _, _ = units(text, begin, middle, memory, unit, seen)
-        told, alone2, _, _ = units(text, middle + 1, end, memory, unit[asked:], seen)
-        total = asked + told
-        prefixes(unit, total, prefix)
-        places[r, 0] = at
-        k = 5 if 2 * (alone + alone2) > total else 3
-        at += _ranked(gram, grams(prefix, 0, total, k, power, gram), common, out[at:])
-        places[r, 1] = at
-        k = 5 if 2 * alone2 > told else 3
-        n = grams(prefix, asked, total, k, power, gram)
-        at += _ranked(gram, n, nothing, out[at:])
-        places[r, 2] = at
+        asked, total, k, answer_k = _row(text, bounds[r], memory, unit, prefix)
+        at, answer_at = places[r]
+        n = without(common, gram, grams(prefix, 0, total, k, memory[3], gram))
+        places[r + 1, 0] = at + _tag(gram, n, r, whole[at:])
+        n = grams(prefix, asked, total, answer_k, memory[3], gram)
+        places[r + 1, 1] = answer_at + _tag(gram, n, r, answer[answer_at:])
     return places
 
 
 @compiled
-def jaccard(one: Any, other: Any) -> float:
-    """Similarity of two sorted sets; of two empty ones, 1."""
-    i = j = shared = 0
-    while i < len(one) and j < len(other):
-        if one[i] == other[j]:
-            shared += 1
+def _jaccard(one: Any, other: Any, mask: Any) -> float:
+    """Similarity of two sorted lists as sets, their tags left out; of two empty ones, 1."""
+    i = j = shared = together = 0
+    while i < len(one) or j < len(other):
+        x = one[i] & mask if i < len(one) else mask
+        y = other[j] & mask if j < len(other) else mask
+        shared += x == y
+        together += 1
+        low = min(x, y)
+        while i < len(one) and one[i] & mask == low:
             i += 1
+        while j < len(other) and other[j] & mask == low:
             j += 1
-        elif one[i] < other[j]:
-            i += 1
-        else:
-            j += 1
-    together = len(one) + len(other) - shared
     return shared / together if together else 1.0
 
 
 @compiled
-def similarities(found: Any, places: Any, pairs: Any) -> Any:
-    """[pairs, 2]: similarity of whole rows, and of their answers."""
+def _similarities(whole: Any, answer: Any, places: Any, pairs: Any, mask: Any) -> Any:
     made = np.empty((len(pairs), 2))
     for p in range(len(pairs)):
-        a, b = places[pairs[p, 0]], places[pairs[p, 1]]
-        made[p, 0] = jaccard(found[a[0] : a[1]], found[b[0] : b[1]])
-        made[p, 1] = jaccard(found[a[1] : a[2]], found[b[1] : b[2]])
+        a, b = pairs[p]
+        for side in range(2):
+            found = answer if side else whole
+            one = found[places[a, side] : places[a + 1, side]]
+            made[p, side] = _jaccard(one, found[places[b, side] : places[b + 1, side]], mask)
     return made
 
 
-def shingle_sets(texts: Sequence[bytes], common: Table) -> tuple[U64, NDArray[np.int64]]:
-    """Sorted distinct grams, and [rows, 3]: where those of a whole row begin, of its answer, end.
+@compiled
+def _distinct(text: Any, bounds: Any, k: int, prompt: bool, out: Any) -> int:
+    memory, unit, prefix, gram = _room(bounds)
+    at = 0
+    for r in range(len(bounds)):
+        asked, total, shingle, _ = _row(text, bounds[r], memory, unit, prefix)
+        end = asked if prompt else total
+        n = grams(prefix, 0, end, k if k else shingle, memory[3], gram)
+        ranked = np.sort(gram[:n])
+        for i in range(n):
+            if i == 0 or ranked[i] != ranked[i - 1]:
+                out[at] = ranked[i]
+                at += 1
+    return at
 
-    `texts` are prompt and answer of each row in turn.
+
+MOST_ROWS = 1 << 12
+_HASH = np.uint64((1 << 52) - 1)
+
+
+def similarities(
+    texts: Sequence[bytes], pairs: NDArray[np.int64], common: Table
+) -> NDArray[np.float64]:
+    """[pairs, 2]: Jaccard similarity of two rows, and of their answers alone.
+
+    `texts` are prompt and answer of each row in turn, at most MOST_ROWS rows; grams are hashes of
+    52 bits. Common grams are left out of a row unless it has no others.
     """
     joined, bounds = join(texts)
-    out = np.empty(2 * len(joined) + 4 * len(bounds), np.uint64)
-    places: NDArray[np.int64] = sets(np.frombuffer(joined, np.uint8), bounds, common, out)
-    return out, places
+    whole, answer = (np.empty(2 * len(joined), np.uint64) for _ in range(2))
+    places = _tagged(np.frombuffer(joined, np.uint8), bounds, common, whole, answer)
+    whole[: places[-1, 0]].sort()
+    answer[: places[-1, 1]].sort()
+    made: NDArray[np.float64] = _similarities(whole, answer, places, pairs, _HASH)
+    return made
 
 
-def shingle_set(prompt: bytes, answer: bytes, common: U64) -> U64:
-    found, places = shingle_sets([prompt, answer], table_of(common))
-    return found[: places[0, 1]]
+def distinct_grams(texts: Sequence[bytes], k: int = 0, *, prompt: bool = False) -> U64:
+    """k-grams of all rows, each once per row; without `k`, the shingles of the row."""
+    joined, bounds = join(texts)
+    out = np.empty(2 * len(joined), np.uint64)
+    return out[: _distinct(np.frombuffer(joined, np.uint8), bounds, k, prompt, out)]
 
 
 def distinct(values: U64) -> U64:

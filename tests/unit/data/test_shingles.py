@@ -2,11 +2,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trainyard.data.characters import SCRIPTS
 from trainyard.data.duplicates import candidates, repeats
+from trainyard.data.grams import contains, table_of
 from trainyard.data.scan import Scanner, join
-from trainyard.data.shingles import distinct, jaccard, shingle_set, unit_hashes
+from trainyard.data.shingles import distinct, distinct_grams, similarities, unit_hashes
 
 NOTHING = np.empty(0, np.uint64)
 
@@ -26,6 +29,12 @@ def plain_jaccard(one: str, other: str) -> float:
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
+def similar(one: bytes, other: bytes, common: Any = NOTHING) -> float:
+    """Of two answers without prompts."""
+    pairs = np.array([[0, 1]])
+    return float(similarities([b"", one, b"", other], pairs, table_of(common))[0, 0])
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -36,8 +45,7 @@ def plain_jaccard(one: str, other: str) -> float:
     ],
 )
 def test_similarity_is_that_of_plain_python(one: str, other: str) -> None:
-    sets = [shingle_set(b"", t.encode(), NOTHING) for t in (one, other)]
-    assert jaccard(*sets) == pytest.approx(plain_jaccard(one, other))
+    assert similar(one.encode(), other.encode()) == pytest.approx(plain_jaccard(one, other))
 
 
 def test_signatures_estimate_similarity_as_minhash_must() -> None:
@@ -51,8 +59,7 @@ def test_signatures_estimate_similarity_as_minhash_must() -> None:
         other[rng.integers(0, 120, 2)] = "changed"
         texts = [" ".join(t).encode() for t in (one, other)]
         bands = scan(*texts)[1]
-        similarity = jaccard(*(shingle_set(b"", t, NOTHING) for t in texts))
-        found.append(((bands[:, 0] == bands[:, 1]).mean(), similarity**6))
+        found.append(((bands[:, 0] == bands[:, 1]).mean(), similar(*texts) ** 6))
     equal, expected = np.mean(found, axis=0)
     assert equal == pytest.approx(expected, abs=0.03)
 
@@ -80,10 +87,26 @@ def test_scripts_and_units(text: str, script: str, units: int) -> None:
 
 
 def test_common_grams_are_left_out_unless_nothing_else_is_there() -> None:
-    frame = shingle_set(b"", b"the frame of all rows", NOTHING)
-    rest = shingle_set(b"", b"the frame of all rows and more", frame)
-    assert not set(rest.tolist()) & set(frame.tolist())
-    assert len(shingle_set(b"", b"the frame of all rows", frame)) == len(frame)
+    frame, more = b"the frame of all rows", b"the frame of all rows and more"
+    common = distinct_grams([b"", frame])
+    assert similar(frame, more) == pytest.approx(3 / 5)
+    assert similar(frame, more, common) == 0
+    assert similar(frame, frame, common) == 1
+
+
+def test_prompts_and_answers_are_compared_apart() -> None:
+    texts = [b"one two three four", b"five six seven eight", b"one two three four", b"other words"]
+    whole, answer = similarities(texts, np.array([[0, 1]]), table_of(NOTHING))[0]
+    assert 0 < whole < 1
+    assert answer == 0
+
+
+@given(st.sets(st.integers(0, 2**64 - 1), max_size=200), st.integers(0, 2**64 - 1))
+@settings(deadline=None)
+def test_a_table_holds_what_it_was_made_of(values: set[int], other: int) -> None:
+    table = table_of(np.array(sorted(values), np.uint64))
+    assert all(contains(table, np.uint64(v)) for v in values)
+    assert contains(table, np.uint64(other)) == (other in values)
 
 
 def test_a_pair_shares_a_band_and_comes_once() -> None:
