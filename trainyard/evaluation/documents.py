@@ -1,7 +1,7 @@
 """Perplexity suites: the served model's own log-likelihood of whole documents."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.errors import InputError
@@ -55,8 +55,39 @@ def read_likelihood(reply: Reply) -> dict[str, Any]:
     return {"nll": nll, "tokens": len(logprobs)}
 
 
-def scores(suite: PerplexitySuite, item: Item, answer: Mapping[str, Any]) -> list[Score]:
+def control_failures(suite: PerplexitySuite, samples: Sequence[Item]) -> dict[str, str]:
+    """Metric -> why it cannot be trusted on these documents.
+
+    A model that knows every token scores perplexity 1 and 0 bits; one that gives each of as many
+    tokens as the document has bytes half a chance scores 2 and 1.
+    """
+    failures: dict[str, str] = {}
+    for item in samples:
+        size = min(len((item.text or "").encode()), 100)
+        for chance, expected in ((1.0, (1.0, 0.0)), (0.5, (2.0, 1.0))):
+            logprobs = {"token_logprobs": [None, *[math.log(chance)] * size]}
+            body = {"choices": [{"logprobs": logprobs}]}
+            try:
+                answer = {"arm": "candidate", "bytes": size, **read_likelihood(Reply(body, 0.0))}
+            except NotAnswered as error:
+                problem = f"control failed: a document of {size} bytes gives {error}"
+                return dict.fromkeys(METRICS, f"{problem} (sample {item.id})")
+            for score, wanted in zip(scores(suite, item, answer, {}), expected, strict=True):
+                if score.value is None or abs(score.value - wanted) > 1e-9:
+                    failures.setdefault(
+                        score.metric,
+                        f"control failed: {score.metric} is {score.value} instead of {wanted:g} "
+                        f"(sample {item.id})",
+                    )
+    return failures
+
+
+def scores(
+    suite: PerplexitySuite, item: Item, answer: Mapping[str, Any], failures: Mapping[str, str]
+) -> list[Score]:
     def score(metric: str, value: float | None, weight: float, error: str | None) -> Score:
+        error = failures.get(metric) or error
+        value = None if error else value
         return Score(item.id, suite.name, metric, answer["arm"], value, weight=weight, error=error)
 
     if "error" in answer:

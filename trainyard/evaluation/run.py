@@ -22,7 +22,7 @@ from trainyard.evaluation.scores import (
     write_rows,
 )
 from trainyard.files import write_json
-from trainyard.gate.foresight import Planned
+from trainyard.gate.foresight import PROBES, Planned
 from trainyard.recipe.evaluate import (
     EvaluateSpec,
     HarnessSuite,
@@ -129,7 +129,7 @@ def _judge(
 
 def planned(spec: EvaluateSpec) -> dict[str, Planned]:
     """What each suite will hold, for `gate.foresee`: clusters count once."""
-    plans = {}
+    plans = {PROBES: Planned(spec.parity.probes, ())}
     for suite in spec.suites:
         if isinstance(suite, HarnessSuite):
             most = (suite.limit or 0) * len(suite.tasks)
@@ -226,8 +226,10 @@ def _prepare(suite: Suite, arms: Mapping[str, Arm | OfflineArm], trusted: bool) 
     failures: dict[str, str] = {}
     if isinstance(suite, TaskSuite):
         failures = task.control_failures(suite, items, trusted)
-        for problem in failures.values():
-            log.warning("suite %s: %s", suite.name, problem)
+    if isinstance(suite, PerplexitySuite):
+        failures = documents.control_failures(suite, items)
+    for problem in failures.values():
+        log.warning("suite %s: %s", suite.name, problem)
     if isinstance(suite, PairwiseSuite):
         asked = pairwise.asked_arms(suite, asked)
     if isinstance(suite, RubricSuite):
@@ -280,7 +282,7 @@ def _scores(one: _Prepared, item: Item, answer: Mapping[str, Any], trusted: bool
         case TaskSuite():
             return task.scores(one.suite, item, answer, one.failures, trusted)
         case PerplexitySuite():
-            return documents.scores(one.suite, item, answer)
+            return documents.scores(one.suite, item, answer, one.failures)
         case PairwiseSuite() | RubricSuite() | SafetySuite() | TwinsSuite() | HarnessSuite():
             return []
         case _:

@@ -20,6 +20,8 @@ DISCORDANT = 0.1
 """Share of items on which two arms differ, assumed for planning a paired 0/1 gate."""
 SPREAD = 0.3
 """Standard deviation of a score in [0, 1], assumed for planning a gate on a mean."""
+PROBES = "/parity"
+"""Where the plan of the suites says how many probes the parity gate has."""
 RATES = frozenset(
     {"exact_match", "accuracy", "contains", "regex", "json_match", "constraints", "stopped_by_eos",
      "harmful", "refused", "biased", "capability", "micro_f1"}
@@ -84,7 +86,8 @@ def _foresee(
 ) -> Foresight:
     metric = _reads(gate)
     if gate.is_parity:
-        return Foresight(gate.id, 0, None, True, None, "measured on probes, without a limit on n")
+        asked = suites.get(PROBES, Planned(0, ())).n
+        return Foresight(gate.id, asked, None, True, None, "every token of every probe is compared")
     if gate.suite is not None and gate.suite not in suites:
         return _never(gate, f"suite {gate.suite!r} is not in evaluate ({_listed(suites)})")
     if gate.is_human:
@@ -279,4 +282,4 @@ def _never(gate: GateSpec, problem: str, n: int = 0) -> Foresight:
 
 
 def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
+    return ", ".join(sorted(name for name in names if "/" not in name)) or "none"
