@@ -4,6 +4,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from trainyard.base_model import HUB
 from trainyard.lineage import Lineage
 
 
@@ -24,9 +25,11 @@ def _metadata(facts: Lineage) -> ModelCardData:
         for suite, metric, value in _scores(facts)
     ]
     base = facts.base_model.ref.removeprefix("hf://").partition("@")[0]
+    # a folder is no name of the hub, which refuses a card that says so
+    named = base if HUB.fullmatch(facts.base_model.ref) else None
     return ModelCardData(
         model_name=facts.name,
-        base_model=base,
+        base_model=named,
         license=facts.base_model.license,
         library_name="peft",
         pipeline_tag="text-generation",
@@ -39,6 +42,7 @@ def _body(facts: Lineage, url: str) -> list[str]:
     data, git = facts.data, facts.git
     served = f"{facts.name}@{facts.digest[:12]}"
     unknown = "not known to the release"
+    base = facts.base_model.ref.removeprefix("hf://").partition("@")[0]
     return [
         f"# {served}",
         "",
@@ -60,7 +64,8 @@ def _body(facts: Lineage, url: str) -> list[str]:
         "## Limits",
         "",
         "It was measured on the eval sets above and on nothing else. Answers to questions unlike "
-        "them, and in other languages, were not measured.",
+        "them, and in other languages, were not measured. Intervals say how much the mean would "
+        "vary over other samples of the same kind, not over other kinds.",
         "",
         "## Licences",
         "",
@@ -69,11 +74,14 @@ def _body(facts: Lineage, url: str) -> list[str]:
         "## Serve it",
         "",
         f"It is served under the name `{served}` and needs exactly the base model with sha256 "
-        f"`{facts.base_model.digest}`. Any engine that loads PEFT adapters can serve `adapter/`.",
+        f"`{facts.base_model.digest}`. Any engine that loads PEFT adapters can serve `adapter/`:",
+        "",
+        f"    vllm serve {base} --enable-lora --lora-modules {served}=adapter",
         "",
         "## Verify and reproduce it",
         "",
         f"    trainyard verify {served}",
+        f"    trainyard status --lineage {served}",
         f"    trainyard reproduce {served}",
         "",
         f"Archive: {url}. Commit: {git.commit if git else unknown}"
@@ -91,8 +99,13 @@ def _gate_table(gates: tuple[dict[str, Any], ...]) -> list[str]:
 
 
 def _score_table(facts: Lineage) -> list[str]:
-    rows = [f"| {suite} | {metric} | {value:.4g} |" for suite, metric, value in _scores(facts)]
-    return ["| eval set | metric | mean |", "|---|---|---|", *rows, ""] if rows else []
+    rows = []
+    for suite, metric, value in _scores(facts):
+        found = facts.intervals.get(f"{suite}/{metric}")
+        bounds = f"{found.low:.4g} to {found.high:.4g} | {found.n}" if found else " | "
+        rows.append(f"| {suite} | {metric} | {value:.4g} | {bounds} |")
+    head = ["| eval set | metric | mean | 95 % interval | samples |", "|---|---|---|---|---|"]
+    return [*head, *rows, ""] if rows else []
 
 
 def _scores(facts: Lineage) -> list[tuple[str, str, float]]:

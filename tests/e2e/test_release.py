@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -67,6 +68,26 @@ def test_a_changed_recipe_goes_through_the_canary_and_can_be_rolled_back(clone: 
     assert code == 0, output
     code, output = clone.run("trainyard", "status", "--json")
     assert json.loads(output)["served"][0]["champion"] == first["version"]
+
+
+def test_a_version_is_explained_from_its_answer_and_made_again_byte_by_byte(clone: Clone) -> None:
+    first = clone.released()
+    question = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    answer = httpx.post(f"{first['endpoint']}/chat/completions", json=question)
+    (clone.folder / "headers.txt").write_text(
+        "\n".join(f"{name}: {value}" for name, value in answer.headers.items())
+    )
+    code, output = clone.run("trainyard", "status", "--served", "headers.txt", "--html", "l.html")
+    assert code == 0, output
+    assert first["version"] in output
+    assert "recipes/quickstart/train.jsonl" in (clone.folder / "l.html").read_text()
+    shutil.move(clone.folder / "recipes" / "quickstart" / "train.jsonl", clone.folder / "gone")
+    try:
+        code, output = clone.run("trainyard", "reproduce", first["version"])
+    finally:
+        shutil.move(clone.folder / "gone", clone.folder / "recipes" / "quickstart" / "train.jsonl")
+    assert code == 0, output
+    assert "was made again, byte by byte" in output
 
 
 def test_a_failed_gate_registers_and_serves_nothing(clone: Clone) -> None:

@@ -1,5 +1,6 @@
 """Stage `rollout`: from a registered version to traffic, and to the alias that says so."""
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -7,7 +8,7 @@ from typing import Any
 
 from trainyard import attestation, files, rollout
 from trainyard.data.read import read_samples
-from trainyard.errors import Refused
+from trainyard.errors import Refused, TrainyardError
 from trainyard.parity.record import read as read_parity
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.evaluate import TaskSuite
@@ -18,6 +19,8 @@ from trainyard.rollout import Probe, Rollout, ServedVersion, StepRecord
 
 REPLAYED = 200
 PROBE = "probe.json"
+
+logger = logging.getLogger(__name__)
 
 
 class Served(Frozen):
@@ -72,11 +75,24 @@ def end(job: Job, registered: Registered, controlled: Rollout, who: str) -> Serv
     registry = open_registries(job.recipe.register, job.home)
     registry.promote(registered.name, registered.digest, who=who, why=f"release {job.run_id}")
     already = any(step.decision == "already" for step in state.done)
+    if not already:
+        _push(job, registered)
     endpoint = f"{controlled.target.endpoint()}/v1"
     weights = dict.fromkeys(f"{step.weight:g} %" for step in state.done if step.weight)
     way = ", ".join(weights)
     reason = state.reason if already else f"{registered.served_name} is champion, by way of {way}"
     return Served(endpoint=endpoint, phase=state.phase, reason=reason, skipped=already)
+
+
+def _push(job: Job, registered: Registered) -> None:
+    spec = job.recipe.register.hub
+    if spec is not None:
+        from trainyard import hub  # noqa: PLC0415  (opt-in)
+
+        try:
+            logger.info("pushed to %s", hub.push(spec, registered.folder))
+        except TrainyardError as error:  # it serves: a hub does not undo that
+            logger.warning("not pushed: %s", error)
 
 
 def replay(job: Job) -> Iterator[dict[str, Any]]:

@@ -160,6 +160,28 @@ def test_a_version_resealed_with_another_verdict_is_refused(home: Path, candidat
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_statement_is_what_in_toto_and_slsa_define(home: Path, candidate: Path) -> None:
+    pytest.importorskip("in_toto_attestation", reason="the extra `signing` is not installed")
+    from google.protobuf import json_format
+    from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
+    from in_toto_attestation.v1 import statement_pb2
+    from in_toto_attestation.v1.statement import Statement
+
+    made = publish(home, candidate)
+    text = (made.folder / attestation.FILE).read_text()
+    found = json_format.Parse(text, statement_pb2.Statement())  # refuses unknown fields
+    Statement.copy_from_pb(found).validate()
+    predicate = json.dumps(json.loads(text)["predicate"])
+    provenance = json_format.Parse(predicate, provenance_pb2.Provenance())
+    build = provenance.build_definition
+    assert build.build_type == "urn:trainyard:release:v1"
+    assert provenance.run_details.builder.id
+    dependencies = {d.uri: dict(d.digest) for d in build.resolved_dependencies}
+    assert dependencies["train.jsonl"] == {"sha256": "e" * 64}
+    assert {"gitCommit": "c" * 40} in dependencies.values()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_with_keys_a_version_is_published_signed_and_checked_by_key(
     home: Path, candidate: Path, tmp_path: Path
 ) -> None:
