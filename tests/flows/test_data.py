@@ -2,6 +2,7 @@
 
 import json
 import random
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,12 @@ def taken(out: Path, kept: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in kept.iterdir()}
 
 
-@pytest.mark.parametrize("runner", ["threads", "processes", "dask"])
+@pytest.mark.parametrize("runner", ["threads", "processes", "dask", "ray"])
 def test_every_task_runner_gives_the_bytes_of_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runner: Any
 ) -> None:
-    if runner == "dask":
-        pytest.importorskip("prefect_dask", reason="prefect-dask is not installed")
+    if runner in ("dask", "ray"):
+        pytest.importorskip(f"prefect_{runner}", reason=f"prefect-{runner} is not installed")
     monkeypatch.setattr("trainyard.data.check.CHUNK", 40_000)
     file = write(tmp_path / "rows.jsonl", [*rows(0, 400), *rows(7, 9)], b"{", b'{"text": 3}')
     spec, out = DataSpec(train=(str(file),), limits=Limits(min_valid=0)), tmp_path / "out"
@@ -86,6 +87,7 @@ def test_a_chunk_that_cannot_be_checked_says_so(tmp_path: Path) -> None:
         elsewhere()
 
 
+@pytest.mark.skipif(find_spec("prefect_ray") is not None, reason="prefect-ray is installed")
 def test_a_runner_that_is_not_installed_is_named() -> None:
     with pytest.raises(InputError, match="pip install prefect-ray"):
         task.task_runner(ChunkRunner(runner="ray"))
@@ -141,6 +143,16 @@ def test_a_release_measures_its_rows_against_those_of_the_champion(
     home = tmp_path / "home"
     first = checked(recipe, home, "one")
     assert first.verdict.drift is None
+    alone = check(
+        recipe.data,
+        tmp_path / "alone",
+        eval_sets=[suite.data for suite in recipe.evaluate.suites],
+        base_model=Path(recipe.base_model),
+        max_seq_len=recipe.train.max_seq_len,
+    )
+    for name in ("train.jsonl", "val.jsonl", "quarantine.jsonl", "facts.parquet", "report.html"):
+        released = (home / "runs" / "one" / "data" / name).read_bytes()
+        assert released == (alone.folder / name).read_bytes(), name
     release_champion(recipe, home, first)
     assert checked(recipe, home, "two").skipped, "the champion's own rows are not checked again"
 

@@ -10,6 +10,7 @@ import numpy as np
 from trainyard.data.drift import Drift
 from trainyard.data.merge import QUARANTINE, Merged
 from trainyard.data.overlap import Touched
+from trainyard.data.patterns import Patterns
 from trainyard.data.plots import HALF, bars, histogram
 from trainyard.data.verdict import Counts, DataVerdict
 
@@ -37,6 +38,7 @@ SAID = {
 
 
 SHOWN = 10
+SECRETS = Patterns({"secret"})
 NUMBER = re.compile(r"[\d,.e+-]+ ?%?")
 
 
@@ -77,7 +79,16 @@ def _rows_changed(drift: Drift) -> str:
 
 
 def _markdown(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return shown(text).replace("|", "\\|")
+
+
+def shown(text: str) -> str:
+    """Text that came out of rows, as a label or a role may have: no markup, no secret."""
+    return escape(masked(text), quote=False)
+
+
+def masked(text: str) -> str:
+    return SECRETS.redact(text, frozenset(("secret",)))[0]
 
 
 def page(story: Story) -> str:
@@ -85,7 +96,7 @@ def page(story: Story) -> str:
     names = ", ".join(table.name for table in story.merged.job.tables)
     top = [
         f'<h1 class="{v.verdict}">{v.verdict.upper()}: the data {SAID[v.verdict]}</h1>',
-        f'<p class="soft">{escape(names)}<br>digest <code>{v.digest}</code></p>',
+        f'<p class="soft">{shown(names)}<br>digest <code>{v.digest}</code></p>',
         _table(
             ("lines read", "train", "val", "quarantine", "tokens", "of them trained"),
             [
@@ -166,7 +177,7 @@ def _languages(story: Story) -> list[str]:
         ("Labels", story.counts.labels),
     ):
         ranked = sorted(shares.items(), key=lambda pair: -pair[1])[:20]
-        items = [(name, share, f"{share:.1%}") for name, share in ranked]
+        items = [(masked(name), share, f"{share:.1%}") for name, share in ranked]
         if items:
             parts.append(f"<h2>{title}</h2>{bars(items, title, width=HALF)}")
     return parts
@@ -237,10 +248,10 @@ def _table(head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
     columns = list(zip(*rows, strict=True))
     sides = [" class=n" if all(map(NUMBER.fullmatch, column)) else "" for column in columns]
     named = zip(head, sides, strict=True)
-    cells = "".join(f"<th{side}>{escape(name)}</th>" for name, side in named)
+    cells = "".join(f"<th{side}>{name}</th>" for name, side in named)
     body = "".join(
         "<tr>"
-        + "".join(f"<td{s}>{escape(cell)}</td>" for cell, s in zip(row, sides, strict=True))
+        + "".join(f"<td{s}>{shown(cell)}</td>" for cell, s in zip(row, sides, strict=True))
         + "</tr>"
         for row in rows
     )
@@ -248,4 +259,4 @@ def _table(head: Iterable[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _list(lines: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+    return "<ul>" + "".join(f"<li>{shown(line)}</li>" for line in lines) + "</ul>"

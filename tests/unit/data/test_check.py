@@ -1,3 +1,4 @@
+import base64
 import json
 import os
 import random
@@ -114,8 +115,19 @@ def test_no_line_is_ever_lost(tmp_path_factory: Any, content: list[bytes], suffi
         return
     written = sum(len(lines(verdict, n)) for n in ("train", "val", "quarantine"))
     assert verdict.lines == verdict.train + verdict.val + verdict.quarantine == written
+    whole = file.read_bytes()
+    for entry in lines(verdict, "quarantine"):
+        raw = (
+            base64.b64decode(entry["raw_base64"])
+            if "raw_base64" in entry
+            else entry["raw"].encode()
+        )
+        assert whole[entry["offset"] :].startswith(raw)
     if suffix == "jsonl" and not file.read_bytes().lstrip(b"\xef\xbb\xbf \r\t").startswith(b"["):
         assert verdict.lines == file.read_bytes().removeprefix(b"\xef\xbb\xbf").count(b"\n")
+        kept = [r["source"]["line"] for n in ("train", "val") for r in lines(verdict, n)]
+        aside = [entry["line"] for entry in lines(verdict, "quarantine")]
+        assert sorted(kept + aside) == list(range(1, verdict.lines + 1))
 
 
 def test_duplicates_keep_the_first_and_name_it(write_rows: Write, tmp_path: Path) -> None:
@@ -259,6 +271,20 @@ def test_secrets_are_masked_outside_the_quarantine(write_rows: Write, tmp_path: 
     holders = {f.name for f in out.iterdir() if SECRET.encode() in f.read_bytes()}
     assert holders == {"quarantine.jsonl"}
     assert "AKIA…VB" in (out / "report.html").read_text()
+
+
+def test_a_secret_in_a_role_or_a_label_is_masked_in_reports(
+    write_rows: Write, tmp_path: Path
+) -> None:
+    talk = [{"role": SECRET, "content": "q"}, {"role": "assistant", "content": "a"}]
+    labelled = row("x", kind=f"{SECRET} & <b>")
+    file = write_rows(*[row(i, kind="plain") for i in range(9)], {"messages": talk}, labelled)
+    out = check(lenient(file, label="kind"), tmp_path / "out").folder
+    for report in ("report.html", "report.md"):
+        text = (out / report).read_text()
+        assert SECRET not in text
+        assert "<b>" not in text
+    assert "[AWS_KEY]" in (out / "report.html").read_text()
 
 
 def test_redaction_replaces_and_is_recorded(write_rows: Write, tmp_path: Path) -> None:
