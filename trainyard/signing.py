@@ -4,14 +4,19 @@ The signature covers every file of the version except itself and the manifest, w
 """
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, assert_never
 
 from cryptography.exceptions import InvalidSignature
 from model_signing import hashing, signing, verifying
+from sigstore.errors import Error as SigstoreError
+from sigstore.errors import NetworkError, TUFError
+from sigstore.oidc import IdentityError
 
 from trainyard import secrets
-from trainyard.errors import InputError, Refused, Unavailable
+from trainyard.errors import InputError, Refused, TrainyardError, Unavailable
 from trainyard.recipe.register import KeySigning, SigningSpec, SigstoreSigning
 from trainyard.version import MANIFEST, SIGNATURE
 
@@ -21,18 +26,26 @@ def sign(folder: Path, spec: SigningSpec) -> None:
 
     Raises InputError for a key or token that cannot be used, Unavailable without Sigstore.
     """
-    match spec:
-        case KeySigning():
-            config = _by_key(spec)
-        case SigstoreSigning():
-            config = _keyless(spec)
-        case _:
-            assert_never(spec)
-    try:
+    with _explained():
+        match spec:
+            case KeySigning():
+                config = _by_key(spec)
+            case SigstoreSigning():
+                config = _keyless(spec)
+            case _:
+                assert_never(spec)
         config.set_hashing_config(_hashing()).sign(folder, folder / SIGNATURE)
-    except OSError as error:
-        raise Unavailable(f"Sigstore did not answer: {error}") from error
     check(folder, spec)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except (NetworkError, TUFError, OSError) as error:
+        raise Unavailable(f"Sigstore did not answer: {secrets.mask(str(error))}") from error
+    except (SigstoreError, IdentityError) as error:
+        raise InputError(f"Sigstore: {secrets.mask(str(error))}; see register.sign") from error
 
 
 def _by_key(spec: KeySigning) -> Any:
@@ -65,11 +78,17 @@ def check(folder: Path, spec: SigningSpec) -> None:
     if not (folder / SIGNATURE).is_file():
         raise Refused(f"{folder} is not signed, and versions must be, by {signer}")
     try:
-        config = _verifier(spec)
+        with _explained():
+            config = _verifier(spec)
     except ValueError as error:
+        if isinstance(error, TrainyardError):
+            raise
         raise InputError(f"{signer} holds no public key in PEM: {error}") from None
     try:
-        config.set_hashing_config(_hashing()).verify(folder, folder / SIGNATURE)
+        with _explained():
+            config.set_hashing_config(_hashing()).verify(folder, folder / SIGNATURE)
+    except InputError as error:
+        raise Refused(f"{folder}: its signature does not hold for {signer}: {error}") from error
     except (ValueError, InvalidSignature) as error:
         said = " ".join(str(error).split()) or "another key signed it"
         raise Refused(f"{folder}: its signature does not hold for {signer}: {said}") from None

@@ -9,8 +9,9 @@ pytest.importorskip("model_signing", reason="the extra `sign` is not installed")
 
 from tests.services.registry.conftest import key_pair
 from trainyard import signing, version
-from trainyard.errors import InputError, Refused
-from trainyard.recipe.register import KeySigning
+from trainyard.errors import InputError, Refused, Unavailable
+from trainyard.process import free_port
+from trainyard.recipe.register import KeySigning, SigstoreSigning
 
 # the attestation's protobuf classes warn about their own builder
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -79,3 +80,23 @@ def test_what_is_no_key_is_named_without_being_shown(tmp_path: Path, keys: KeySi
         signing.check(
             tmp_path, keys.model_copy(update={"public_key": str(tmp_path / "nowhere.pem")})
         )
+
+
+def test_keyless_signing_without_its_service_or_a_token_is_said_in_one_sentence(
+    signed: version.Version, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sigstore itself is not reached: what is tested is what happens then."""
+    (signed.folder / version.SIGNATURE).unlink()
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("HOME", str(tmp_path))  # no cached trust
+    monkeypatch.setenv("TOKEN", "not.a.token")
+    spec = SigstoreSigning(
+        kind="sigstore",
+        identity="https://github.com/team/models/.github/workflows/release.yaml@refs/heads/main",
+        issuer="https://token.actions.githubusercontent.com",
+        identity_token="env:TOKEN",
+    )
+    with pytest.raises((Unavailable, InputError), match="Sigstore"):
+        signing.sign(signed.folder, spec)
+    with pytest.raises(Refused, match="is not signed, and versions must be, by https://github"):
+        signing.check(signed.folder, spec)
