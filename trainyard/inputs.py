@@ -63,7 +63,8 @@ def archive(store: Store, home: Path, held: Sequence[str]) -> None:
     for sha256 in held:
         path = home / f"{HELD}{sha256}"
         if path.exists():  # of two versions, or of two attempts, one was first
-            store.put(key(sha256), path, sha256, lambda _: None)
+            if not store.has(key(sha256), path.stat().st_size, sha256):
+                store.put(key(sha256), path, sha256, lambda _: None)
             path.unlink(missing_ok=True)
 
 

@@ -7,6 +7,13 @@ from pathlib import Path
 from typing import assert_never
 
 from trainyard.recipe.register import ArchiveSpec, FolderArchive, S3Archive
+from trainyard.storage.checkpoints import (
+    drop_checkpoints,
+    get_checkpoint,
+    list_checkpoints,
+    put_checkpoint,
+    sweep_checkpoints,
+)
 from trainyard.storage.folder import FolderStore
 from trainyard.storage.store import Store
 from trainyard.storage.trees import (
@@ -27,13 +34,18 @@ __all__ = [
     "Store",
     "Stored",
     "delete_tree",
+    "drop_checkpoints",
     "exists",
+    "get_checkpoint",
     "get_tree",
+    "list_checkpoints",
     "list_versions",
     "open_store",
+    "put_checkpoint",
     "put_tree",
     "stored",
     "sweep",
+    "sweep_checkpoints",
     "verify_tree",
 ]
 

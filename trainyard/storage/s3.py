@@ -124,14 +124,18 @@ class S3Store:
             self._put_whole(self._name(key), content, digest)
 
     def entries(self, prefix: str) -> Iterator[Entry]:
+        name = self._name(prefix)
         with self._explained(f"{self.url}/{prefix}"):
-            found = self.client.list_objects(self.bucket, prefix=self._name(prefix), recursive=True)
             try:
-                for item in found:
-                    yield Entry(self._key(item.object_name), item.size, item.last_modified)
+                found = self._again(
+                    lambda: [*self.client.list_objects(self.bucket, prefix=name, recursive=True)]
+                )
             except FAILURES as error:
                 if code_of(error) != "NoSuchBucket" or not self.spec.create_bucket:
                     raise
+                return
+        for item in found:
+            yield Entry(self._key(item.object_name), item.size, item.last_modified)
 
     def delete(self, key: str) -> None:
         """In a bucket that keeps versions the object is hidden, and its bytes stay."""
@@ -139,15 +143,13 @@ class S3Store:
             self._again(lambda: self.client.remove_object(self.bucket, self._name(key)))
 
     def sweep(self, prefix: str, before: datetime) -> int:
-        swept = 0
+        name = self._name(prefix)
         with self._explained(f"{self.url}/{prefix}"):
-            for name, upload, begun in list(
-                self.client.unfinished(self.bucket, self._name(prefix))
-            ):
-                if begun < before:
-                    self.client.abort(self.bucket, name, upload)
-                    swept += 1
-        return swept
+            found = self._again(lambda: self.client.unfinished(self.bucket, name))
+            old = [(key, upload) for key, upload, begun in found if begun < before]
+            for key, upload in old:
+                self._again(partial(self.client.abort, self.bucket, key, upload))
+        return len(old)
 
     def _put_whole(self, name: str, data: bytes, sha256: str) -> None:
         headers = {"Content-Type": "application/octet-stream", "x-amz-meta-sha256": sha256}
@@ -216,24 +218,18 @@ class S3Store:
     def _resumable(self, name: str) -> tuple[str | None, dict[int, tuple[str, int]]]:
         """Return the youngest unfinished upload of `name` and its parts: number -> (md5, bytes)."""
         try:
-            found = [
-                (begun, upload)
-                for key, upload, begun in self.client.unfinished(self.bucket, name)
-                if key == name
-            ]
-            if not found:
+            found = self._again(lambda: self.client.unfinished(self.bucket, name))
+            mine = [(begun, upload) for key, upload, begun in found if key == name]
+            if not mine:
                 return None, {}
-            upload = max(found)[1]
-            parts = {
-                part.part_number: (part.etag.strip('"'), part.size or 0)
-                for part in self.client.parts(self.bucket, name, upload)
-            }
+            upload = max(mine)[1]
+            listed = self._again(lambda: self.client.parts(self.bucket, name, upload))
         except FAILURES as error:
             if code_of(error) in NO_RESUME:
                 return None, {}
             raise
-        logger.info("%s: going on with an upload that has %d parts", name, len(parts))
-        return upload, parts
+        logger.info("%s: going on with an upload that has %d parts", name, len(listed))
+        return upload, {part.part_number: (part.etag.strip('"'), part.size or 0) for part in listed}
 
     def _part_size(self, size: int) -> int:
         """Bytes per part: as the recipe says, or more where the file would need too many."""

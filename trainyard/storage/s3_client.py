@@ -1,7 +1,7 @@
 """The minio client, with the calls for single parts that its public interface keeps to itself."""
 
 import hashlib
-from collections.abc import Iterator
+import ssl
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -85,27 +85,28 @@ class Client(Minio):  # type: ignore[misc]  # untyped for mypy, see pyproject.to
     def abort(self, bucket: str, key: str, upload: str) -> None:
         self._abort_multipart_upload(bucket, key, upload)
 
-    def unfinished(self, bucket: str, prefix: str) -> Iterator[tuple[str, str, datetime]]:
-        """Yield (key, upload, begun) of every upload that was neither completed nor aborted."""
+    def unfinished(self, bucket: str, prefix: str) -> list[tuple[str, str, datetime]]:
+        """Return (key, upload, begun) of every upload that was neither completed nor aborted."""
+        all_found: list[tuple[str, str, datetime]] = []
         key_marker, upload_marker = None, None
         while True:
             found = self._list_multipart_uploads(
                 bucket, prefix=prefix, key_marker=key_marker, upload_id_marker=upload_marker
             )
-            for upload in found.uploads:
-                yield upload.object_name, upload.upload_id, upload.initiated_time
+            all_found += [(up.object_name, up.upload_id, up.initiated_time) for up in found.uploads]
             key_marker, upload_marker = found.next_key_marker, found.next_upload_id_marker
             if not found.is_truncated or not key_marker:
-                return
+                return all_found
 
-    def parts(self, bucket: str, key: str, upload: str) -> Iterator[Part]:
+    def parts(self, bucket: str, key: str, upload: str) -> list[Part]:
+        all_found: list[Part] = []
         marker = None
         while True:
             found = self._list_parts(bucket, key, upload, part_number_marker=marker)
-            yield from found.parts
+            all_found += found.parts
             marker = found.next_part_number_marker
             if not found.is_truncated or not marker:
-                return
+                return all_found
 
 
 def open_client(spec: S3Archive) -> Client:
@@ -113,6 +114,10 @@ def open_client(spec: S3Archive) -> Client:
     where = urlsplit(spec.endpoint)
     if spec.ca and not Path(spec.ca).is_file():
         raise InputError(f"register.archive.ca: {spec.ca} does not exist")
+    try:
+        ssl.create_default_context(cafile=spec.ca)
+    except ssl.SSLError as error:
+        raise InputError(f"register.archive.ca: {spec.ca} holds no certificate") from error
     pool = urllib3.PoolManager(
         maxsize=spec.parallel + 2,
         timeout=urllib3.Timeout(connect=10, read=120),

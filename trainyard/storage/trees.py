@@ -172,19 +172,25 @@ def delete_tree(store: Store, key: str) -> int:
 
 
 def sweep(
-    store: Store, prefix: str = "models/", grace: timedelta = HALF_VERSION_GRACE
+    store: Store,
+    prefix: str = "models/",
+    grace: timedelta = HALF_VERSION_GRACE,
+    *,
+    finished: bool = False,
 ) -> list[str]:
-    """Delete trees that no upload finished and that were last touched before `grace`."""
+    """Delete trees that no upload finished and that were last touched before `grace`.
+
+    With `finished`, delete the finished ones that are as old as well.
+    """
     before = datetime.now(UTC) - grace
     trees: dict[str, list[Entry]] = defaultdict(list)
     for entry in store.entries(prefix):
         trees["/".join(entry.key.split("/")[:3])].append(entry)
     swept = []
     for key, entries in sorted(trees.items()):
-        finished = any(entry.key == f"{key}/{MANIFEST}" for entry in entries)
-        if not finished and max(entry.modified for entry in entries) < before:
-            for entry in entries:
-                store.delete(entry.key)
+        kept = not finished and any(entry.key == f"{key}/{MANIFEST}" for entry in entries)
+        if not kept and max(entry.modified for entry in entries) < before:
+            delete_tree(store, key)
             swept.append(key)
     store.sweep(prefix, before)
     return swept

@@ -7,7 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from trainyard.process import free_port
@@ -121,3 +123,74 @@ def cut_after(size: int) -> Fault:
 
 def available(program: str) -> bool:
     return shutil.which(program, path=str(Path(sys.executable).parent)) is not None
+
+
+class Gateway:
+    """An HTTP server in front of another one: it writes down requests and may answer itself.
+
+    `rule` gets the method and the path with its query, and returns an answer of S3, as status and
+    error code, or None to pass the request on.
+    """
+
+    def __init__(self, target: str) -> None:
+        gateway = self
+        where = target.removeprefix("http://")
+        self.requests: list[tuple[str, str, int]] = []
+        """Method, path with query, bytes of the body; only what was passed on."""
+        self.rule: Callable[[str, str], tuple[int, str] | None] = lambda _method, _path: None
+        self.lose: Callable[[str, str], bool] = lambda _method, _path: False
+        """Whether the request is passed on and its answer never comes."""
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if refused := gateway.rule(self.command, self.path):
+                    status, code = refused
+                    text = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+                    self.answer(status, {"Content-Type": "application/xml"}, text)
+                    return
+                gateway.requests.append((self.command, self.path, len(body)))
+                with closing(HTTPConnection(where, timeout=60)) as passed:
+                    passed.request(self.command, self.path, body, dict(self.headers))
+                    found = passed.getresponse()
+                    text = found.read()
+                if gateway.lose(self.command, self.path):
+                    self.close_connection = True
+                    return
+                self.answer(found.status, dict(found.headers), text)
+
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
+
+            def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.send_response_only(status)
+                given = {k.lower(): v for k, v in headers.items()}
+                given.pop("transfer-encoding", None)
+                given.setdefault("date", self.date_time_string())
+                if self.command != "HEAD":
+                    given["content-length"] = str(len(body))
+                given.pop("connection", None)
+                for name, value in given.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def handle(self) -> None:
+                with suppress(ConnectionError):  # the client was killed
+                    super().handle()
+
+            def finish(self) -> None:
+                with suppress(ConnectionError):
+                    super().finish()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()

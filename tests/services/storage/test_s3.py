@@ -1,42 +1,17 @@
 """The archive on real S3 servers: moto for S3's semantics, rclone for signatures and real files."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from tests.services.storage.servers import ACCESS, SECRET, Proxy, cut_after, moto, rclone
+from tests.services.storage.conftest import MIB, archive
+from tests.services.storage.servers import Proxy, cut_after
 from trainyard import storage, version
 from trainyard.errors import InputError, NotFound, Refused, Unavailable
 from trainyard.process import free_port
-from trainyard.recipe.register import S3Archive
 from trainyard.storage.s3 import S3Store
-
-MIB = 1 << 20
-
-
-@pytest.fixture(autouse=True)
-def keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARCHIVE_KEY", ACCESS)
-    monkeypatch.setenv("ARCHIVE_SECRET", SECRET)
-
-
-@pytest.fixture(scope="module")
-def moto_url() -> Iterator[str]:
-    with moto() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def rclone_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with rclone(tmp_path_factory.mktemp("rclone")) as url:
-        yield url
 
 
 @pytest.fixture
@@ -44,36 +19,6 @@ def proxy(moto_url: str) -> Iterator[Proxy]:
     made = Proxy(moto_url)
     yield made
     made.close()
-
-
-def archive(endpoint: str, bucket: str, **changes: object) -> S3Archive:
-    given = {
-        "kind": "s3",
-        "url": f"s3://{bucket}/team",
-        "endpoint": endpoint,
-        "access_key": "env:ARCHIVE_KEY",
-        "secret_key": "env:ARCHIVE_SECRET",
-        "create_bucket": True,
-        "part_mib": 5,
-        "parallel": 2,
-    }
-    return S3Archive.model_validate(given | changes)
-
-
-@pytest.fixture(params=["moto", "rclone"])
-def store(request: pytest.FixtureRequest) -> S3Store:
-    url = request.getfixturevalue(f"{request.param}_url")
-    return S3Store(archive(url, f"bucket-{os.urandom(4).hex()}"))
-
-
-@pytest.fixture
-def made(tmp_path: Path) -> version.Version:
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_model.safetensors").write_bytes(os.urandom(13 * MIB + 17))
-    (adapter / "adapter_config.json").write_text('{"r": 8}')
-    digest = version.digest_of(adapter)
-    return version.assemble(tmp_path / "home", "support", digest, adapter, {"lineage.json": "{}"})
 
 
 def test_what_is_put_comes_back_the_same(
@@ -248,41 +193,6 @@ def _flip_one_byte_of_a_large_block() -> Callable[[bytes], bytes]:
     return fault
 
 
-PUT = """
-import sys
-from pathlib import Path
-from trainyard import storage
-from trainyard.recipe.register import S3Archive
-from trainyard.storage.s3 import S3Store
-
-spec, folder, key = S3Archive.model_validate_json(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-print("begin", flush=True)
-storage.put_tree(S3Store(spec), folder, key)
-"""
-
-
-def test_killed_while_it_uploads_nothing_half_is_shown_and_the_next_run_finishes(
-    moto_url: str, made: version.Version
-) -> None:
-    spec = archive(moto_url, "killed", parallel=1)
-    store = S3Store(spec)
-    command = [sys.executable, "-c", PUT, spec.model_dump_json(), str(made.folder), made.key]
-    for delay in (0.05, 0.15, 0.3, 0.45, 0.6):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        store.write("models/x", b"the bucket")
-        for digest in storage.list_versions(store, "support"):
-            storage.verify_tree(store, version.key("support", digest))
-    subprocess.run(command, check=True, capture_output=True)
-    assert storage.list_versions(store, "support") == [made.digest]
-    storage.verify_tree(store, made.key)
-
-
 def test_a_wrong_key_is_named_by_its_reference(
     rclone_url: str, made: version.Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,29 +220,3 @@ def test_a_missing_key_in_the_environment_is_named(
     monkeypatch.delenv("ARCHIVE_KEY")
     with pytest.raises(InputError, match="ARCHIVE_KEY is not set"):
         S3Store(archive(moto_url, "any"))
-
-
-def test_an_authority_of_ones_own_is_trusted_only_when_named(
-    tmp_path: Path, made: version.Version
-) -> None:
-    certificate, key = tmp_path / "ca.pem", tmp_path / "key.pem"
-    _make_certificate(certificate, key)
-    (tmp_path / "files").mkdir()
-    with rclone(tmp_path / "files", "--cert", str(certificate), "--key", str(key)) as url:
-        with pytest.raises(InputError, match=r"not trusted .*register\.archive\.ca"):
-            storage.put_tree(S3Store(archive(url, "secure")), made.folder, made.key)
-        store = S3Store(archive(url, "secure", ca=str(certificate)))
-        put = storage.put_tree(store, made.folder, made.key)
-        assert storage.verify_tree(store, made.key) == put
-
-
-def _make_certificate(certificate: Path, key: Path) -> None:
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
