@@ -3,6 +3,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from trainyard import drawing, lineage
@@ -137,3 +138,4 @@ def test_a_lineage_of_schema_1_can_still_be_read(tmp_path: Path) -> None:
 def test_the_json_schema_in_the_repository_is_current() -> None:
     written = json.loads(lineage.SCHEMA_FILE.read_text())
     assert written == lineage.Lineage.model_json_schema()
+    jsonschema.validate(json.loads(sample().model_dump_json()), written)
