@@ -81,10 +81,10 @@ def harmful(rng: np.random.Generator, releases: int) -> Iterator[Case]:
     yield counted(rng, releases, "harmful_rate", "<= 0.01", 1049, table, 0.002, GOOD, theory=power)
 
 
-def rate_table(n: int, limit: float, op: str, interval: str) -> np.ndarray:
+def rate_table(n: int, limit: float, op: str, interval: str, alpha: float = ALPHA) -> np.ndarray:
     """Whether each number of successes from 0 to n passes."""
     found = [
-        passes(bounds.binomial(k, n, ALPHA, op=op, value=limit, interval=interval), op, limit)
+        passes(bounds.binomial(k, n, alpha, op=op, value=limit, interval=interval), op, limit)
         for k in range(n + 1)
     ]
     return np.array(found)
@@ -105,6 +105,129 @@ def counted(
     promoted = table[rng.binomial(n, truth, 10 * releases)].mean()
     exact = float(binom.pmf(np.arange(n + 1), n, truth) @ table)
     return Case(kind, f"{what}, true {truth:.4g}", label, n, 10 * releases, promoted, exact, theory)
+
+
+# drawing more items while INCONCLUSIVE: alpha is split over the looks
+
+
+def drawing(rng: np.random.Generator, releases: int) -> Iterator[Case]:
+    """First 200 items, then 400, then 800, as `limit: 200, more: [400, 800]` has it."""
+    sizes = (200, 400, 800)
+    for limit in (0.5, 0.85, 0.95):
+        op = f">= {limit}"
+        yield drawn(rng, releases, "accuracy, 3 looks", op, sizes, limit, limit, BAD)
+        yield drawn(rng, releases, "accuracy, 3 looks", op, sizes, limit, limit - 0.03, BAD)
+    # the power of 800 items at once, at the level of one look: further looks only add to it
+    least = rate_table(800, 0.85, ">=", "auto", ALPHA / 3)
+    alone = float(binom.pmf(np.arange(801), 800, 0.89) @ least)
+    yield drawn(rng, releases, "accuracy, 3 looks", ">= 0.85", sizes, 0.85, 0.89, GOOD,
+                least=alone)  # fmt: skip
+    yield from drops_drawn(rng, releases)
+    x = rng.beta(8, 1, (releases, 400))
+    passed = bootstrap_low(x[:, :100], np.ones(100), ALPHA / 3) >= 8 / 9
+    for n in (200, 400):
+        passed |= bootstrap_low(x[:, :n], np.ones(n), ALPHA / 3) >= 8 / 9
+    yield Case("rougeL, 3 looks", "beta(8,1), at the limit", BAD, 400, releases, passed.mean())
+
+
+def drawn(
+    rng: np.random.Generator,
+    releases: int,
+    kind: str,
+    what: str,
+    sizes: tuple[int, ...],
+    limit: float,
+    truth: float,
+    label: str,
+    least: float | None = None,
+) -> Case:
+    """Stops at the first verdict; exact by carrying the undecided counts from look to look."""
+    tables = [rate_verdicts(n, limit, ALPHA / len(sizes)) for n in sizes]
+    right, undecided = np.zeros(10 * releases, dtype=int), np.ones(10 * releases, dtype=bool)
+    promoted = np.zeros(10 * releases, dtype=bool)
+    weight, exact, before = np.ones(1), 0.0, 0
+    for n, (passes_, fails) in zip(sizes, tables, strict=True):
+        right += rng.binomial(n - before, truth, len(right))
+        promoted |= undecided & passes_[right]
+        undecided &= ~passes_[right] & ~fails[right]
+        step = binom.pmf(np.arange(n - before + 1), n - before, truth)
+        weight = np.convolve(weight, step)
+        exact += float(weight @ passes_)
+        weight = np.where(passes_ | fails, 0.0, weight)
+        before = n
+    return Case(kind, f"{what}, true {truth:.4g}", label, sizes[-1], 10 * releases,
+                float(promoted.mean()), exact, least)  # fmt: skip
+
+
+@cache
+def rate_verdicts(n: int, limit: float, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each number of successes from 0 to n passes, and whether it fails."""
+    found = [
+        compare(
+            bounds.binomial(k, n, alpha, op=">=", value=limit, interval="auto"), ">=", limit
+        ).value
+        for k in range(n + 1)
+    ]
+    return np.array([v == "PASS" for v in found]), np.array([v == "FAIL" for v in found])
+
+
+def drops_drawn(rng: np.random.Generator, releases: int) -> Iterator[Case]:
+    margin, discordant, sizes = 0.05, 0.1, (200, 400, 800)
+    win, lose = (discordant - margin) / 2, (discordant + margin) / 2
+    counts = np.zeros((10 * releases, 2), dtype=int)
+    promoted = np.zeros(len(counts), dtype=bool)
+    before = 0
+    for n in sizes:
+        counts += rng.multinomial(n - before, [win, lose, 1 - win - lose], len(counts))[:, :2]
+        pairs, where = np.unique(counts, axis=0, return_inverse=True)
+        passed = [
+            bounds.tango_bound(int(b), int(c), n, ALPHA / 3, margin=margin).low >= -margin
+            for b, c in pairs
+        ]
+        promoted |= np.array(passed)[where.ravel()]
+        before = n
+    yield Case("drop, 3 looks", f"<= {margin}, true {margin}", BAD, sizes[-1], len(counts),
+               float(promoted.mean()))  # fmt: skip
+
+
+def best_of(rng: np.random.Generator, releases: int) -> Iterator[Case]:
+    """Five candidates that compete, by Holm's steps; and how often any wrong one would pass."""
+    k, n = 5, 400
+    tables = [rate_table(n, 0.85, ">=", "auto", ALPHA / left) for left in range(k, 0, -1)]
+    for good in (0, 2):
+        truths = np.array([0.95] * good + [0.85] * (k - good))
+        right = rng.binomial(n, truths, (releases, k))
+        passed = np.zeros_like(right, dtype=bool)
+        for _ in range(k):
+            step = passed.sum(axis=1)
+            level = np.array([tables[min(i, k - 1)] for i in range(k + 1)])
+            now = np.take_along_axis(level[step], right, axis=1)
+            passed |= now
+        what = f">= 0.85, {good} of {k} better, any other"
+        wrong = passed[:, good:].any(axis=1).mean()
+        yield Case("best of five", what, BAD, n, releases, float(wrong))
+
+
+def corrected(rng: np.random.Generator, releases: int) -> Iterator[Case]:
+    """A judge that flatters: the rate by PPI++ from human labels on a random part of the items."""
+    n = 400
+    for limit in (0.6, 0.8):
+        for labels in (100, 200):
+            truth = (rng.random((releases, n)) < limit).astype(float)
+            said = np.where(rng.random((releases, n)) < 0.8, truth, 1.0)
+            promoted = corrected_low(truth[:, :labels], said[:, :labels], said[:, labels:]) > limit
+            what = f"> {limit}, {labels} labels, flattered, at the limit"
+            yield Case("win_rate, PPI++", what, BAD, n, releases, float(promoted.mean()))
+
+
+def corrected_low(y: np.ndarray, f: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    """`bounds.corrected_mean` of each row, by the gate's own function with fewer resamples."""
+    before, bounds.RESAMPLES = bounds.RESAMPLES, 500
+    try:
+        rows = zip(y, f, rest, strict=True)
+        return np.array([bounds.corrected_mean(*row, ALPHA, [1]).low for row in rows])
+    finally:
+        bounds.RESAMPLES = before
 
 
 def latency(rng: np.random.Generator, releases: int) -> Iterator[Case]:
@@ -264,7 +387,7 @@ def clusters(rng: np.random.Generator, releases: int) -> Iterator[Case]:
     yield Case("rougeL", "60 clusters of 5, at the limit", BAD, 300, releases, promoted.mean())
 
 
-def bootstrap_low(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def bootstrap_low(sums: np.ndarray, weights: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
     """The lower bound of `bounds.bootstrap_mean` for each row of `sums` (releases, units).
 
     Every release of a gate draws the same resamples (same seed, same n), so they are drawn once.
@@ -288,7 +411,7 @@ def bootstrap_low(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
         ratio, spread = bounds.ratio_and_variance(moments, m)
         part = slice(start, start + 500)
         t = bounds.t_values(ratio, spread, estimate[None, part])
-        place = min(int((1 - bounds.RESERVE * ALPHA) * DRAWS), DRAWS - 1)
+        place = min(int((1 - bounds.RESERVE * alpha) * DRAWS), DRAWS - 1)
         t = np.partition(t, place, axis=0)[place]
         low[part] = estimate[part] - t * error[part]
     flat = error <= 1e-12
@@ -333,8 +456,8 @@ def main() -> None:
     started = time.perf_counter()
     rng = np.random.default_rng(20261120)
     cases: list[Case] = []
-    for family in (rates, harmful, latency, win_rates, drops, means, perplexity, paired_means,
-                   clusters, labels):  # fmt: skip
+    for family in (rates, harmful, drawing, best_of, latency, win_rates, corrected, drops,
+                   means, perplexity, paired_means, clusters, labels):  # fmt: skip
         for case in family(rng, args.releases):
             cases.append(case)
             show(case)
@@ -343,6 +466,7 @@ def main() -> None:
     summary = {
         "false_promote_max": round(max(case.rate for case in bad), 4),
         "false_promote_simulated_max": round(max(case.promote for case in bad), 4),
+        "noise_95": round(1.96 * math.sqrt(ALPHA * (1 - ALPHA) / args.releases), 4),
         "false_block_max": round(max(1 - case.rate for case in equal), 4),
         "cases": len(cases),
         "releases_per_case": args.releases,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, stdtrit
 
-from trainyard.evaluation.intervals import clopper_pearson, tango, wilson
+from trainyard.evaluation.intervals import clopper_pearson, ppi_estimate, tango, wilson
 from trainyard.gate.exact import tango_critical, wilson_size
 
 Floats = NDArray[np.float64]
@@ -238,6 +238,35 @@ def corpus_bootstrap(
     low, high = np.quantile(values, [tail, 1 - tail])
     sd = float(values.std(ddof=1)) * math.sqrt(n)
     return Bound(float(score(stats.sum(axis=0))), float(low), float(high), n, "bootstrap", sd=sd)
+
+
+def corrected_mean(
+    labels: Floats, judged: Floats, rest: Floats, alpha: float, seed: list[int]
+) -> Bound:
+    """A judge's rate corrected by labels (PPI++, arXiv 2311.01453), with a bootstrap-t bound.
+
+    `labels` and `judged` are of the same items, `rest` of those without a label. The normal bound
+    of PPI++ passes a flattering judge's candidate at the limit in 10 % of releases with 100 labels,
+    as its weight is fitted and the labels are lopsided; here each resample fits its own weight.
+    """
+    n, many = len(labels), len(rest)
+    theta, error = ppi_estimate(list(labels), list(judged), list(rest))
+    total = n + many
+    if error <= 1e-12:
+        return Bound(theta, theta, theta, total, "no_spread", sd=0.0)
+    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+    columns = np.stack([labels, judged, labels * judged, labels**2, judged**2], axis=-1)
+    y, f, yf, yy, ff = resampled_sums(columns, RESAMPLES, rng).T / n
+    spread = float(np.var(np.concatenate([judged, rest]), ddof=1))
+    together = (yf - y * f) * n / (n - 1)
+    weight = np.clip(together / ((1 + n / many) * max(spread, 1e-300)), 0, 1)
+    of_rest = float(rest.var(ddof=1)) / many
+    drawn = float(rest.mean()) + rng.normal(0, math.sqrt(of_rest), RESAMPLES)
+    residual = yy - y**2 + weight**2 * (ff - f**2) - 2 * weight * (yf - y * f)
+    variance = np.maximum(residual, 0) / (n - 1) + weight**2 * of_rest
+    t = np.sort(t_values(weight * drawn + y - weight * f, variance, theta))
+    low, high = _ends(t, RESERVE * alpha, theta, error)
+    return Bound(theta, low, high, total, "ppi++", sd=error * math.sqrt(total))
 
 
 def expanded_tail(n: int, alpha: float) -> float:

@@ -194,7 +194,7 @@ class PairwiseSuite(_JudgedSuite):
 
     labels: str | None = None
     """File with people's judgements of this run's answers (order, verdict, human: true, and the
-    digest of the answers), as `human/labels.jsonl` in a run's folder; with 30 of them the judge's
+    digest of the answers), as `human/labels.jsonl` in a run's folder; with 100 of them the judge's
     rate is corrected by PPI++. The answers to a gate on human_win_rate are used without this."""
 
 

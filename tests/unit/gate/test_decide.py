@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from trainyard.evaluation.scores import Judgement, Score
-from trainyard.gate import Rules, Verdict, decide
+from trainyard.gate import Rules, Verdict, decide, decide_best_of
 from trainyard.recipe.gates import GateSpecs
 
 read = TypeAdapter(GateSpecs).validate_python
@@ -375,3 +375,96 @@ def test_harm_may_not_rise_against_the_base():
     assert verdict([claim], rows).verdict is Verdict.PASS
     worse = scores(ones(50, 500), "harmful") + rows[500:]
     assert verdict([claim], worse).verdict is Verdict.FAIL
+
+
+def drawn(successes, n):
+    return scores(ones(successes, n), suite="s")
+
+
+@pytest.mark.parametrize(
+    ("looks", "expected", "alpha"), [(1, "PASS", 0.05), (3, "INCONCLUSIVE", 0.05 / 3)]
+)
+def test_alpha_is_split_over_the_looks_of_a_suite(looks, expected, alpha):
+    found = verdict({"accuracy": ">= 0.85"}, drawn(179, 200), rules=Rules(looks={"s": looks}))
+    assert (found.verdict, found.alpha) == (expected, pytest.approx(alpha))
+    assert found.more_helps == (looks > 1)
+
+
+def test_looks_of_another_suite_cost_nothing():
+    found = verdict({"accuracy": ">= 0.85"}, drawn(179, 200), rules=Rules(looks={"other": 3}))
+    assert found.alpha == 0.05
+
+
+def test_candidates_that_compete_are_tested_by_holms_steps():
+    spec = read({"accuracy": ">= 0.85"})
+    both = {"sure": (scores(ones(195, 200)), ()), "near": (scores(ones(180, 200)), ())}
+    found = decide_best_of(spec, both)
+    assert {name: one.verdict for name, one in found.items()} == {"sure": "PASS", "near": "PASS"}
+    assert (found["sure"].alpha, found["near"].alpha) == (0.025, 0.05)  # one is left
+    alone = {"a": both["near"], "b": both["near"]}
+    assert {one.verdict for one in decide_best_of(spec, alone).values()} == {"INCONCLUSIVE"}
+
+
+SPOT = [{"id": "spot", "metric": "human_issue_rate", "op": "<=", "value": 0.05, "suite": "task",
+         "sample": 59}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("issues", "expected"),
+    [(None, "PENDING_HUMAN"), (0, "PASS"), (1, "INCONCLUSIVE"), (20, "FAIL")],
+)
+def test_people_are_waited_for_and_then_counted(issues, expected):
+    rows = scores(ones(190, 200))
+    if issues is not None:
+        rows += scores(ones(issues, 59), "human_issue")
+    found = decide(read([*SPOT, "accuracy >= 0.85"]), rows)
+    assert found.verdict == expected
+    assert not found.gates[0].more_helps
+
+
+def test_people_are_not_bothered_when_another_gate_says_no():
+    found = decide(read([*SPOT, "accuracy >= 0.99"]), scores(ones(150, 200)))
+    assert found.verdict == "FAIL"
+
+
+def grades(values, **more):
+    return [
+        Judgement(f"i{i}", "j", "single", "invalid" if v is None else "graded", suite="essay",
+                  grade=v, **more)
+        for i, v in enumerate(values)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "expected", "says"),
+    [
+        ([0.75, 1.0] * 50, {"fingerprint": "f", "calibrated": True}, "PASS", "mean grade 0.875"),
+        ([0.25, 0.5] * 50, {"fingerprint": "f", "calibrated": True}, "FAIL", "mean grade 0.375"),
+        ([0.75, 1.0] * 50, {"fingerprint": "f", "calibrated": False}, "INCONCLUSIVE", "uncalib"),
+        ([1.0] * 90 + [None] * 10, {"fingerprint": "f", "calibrated": True}, "INCONCLUSIVE",
+         "10.0% of the judge's calls are invalid"),
+        ([1.0], {"fingerprint": "f", "calibrated": True}, "INVALID", "one judged item"),
+        ([], {}, "INVALID", "no judgements"),
+    ],
+)  # fmt: skip
+def test_grades_of_answers_shown_alone(values, more, expected, says):
+    found = verdict({"rubric_score": ">= 0.6"}, (), grades(values, **more))
+    assert found.verdict == expected
+    assert says in found.reason
+
+
+def test_a_pair_is_no_grade_and_a_grade_no_pair():
+    both = grades([1.0] * 100, fingerprint="f", calibrated=True) + judgements(100)
+    assert verdict({"win_rate": "> 0.5"}, (), both).n == 100
+    assert verdict({"rubric_score": ">= 0.5"}, (), both).n == 100
+
+
+def test_a_hundred_labels_of_this_run_correct_the_judge():
+    judged = judgements(400, fingerprint="f", calibrated=True)  # it says that all are wins
+    people = [Judgement(f"i{i}", "p", "AB", "A" if i % 5 else "B", human=True) for i in range(120)]
+    found = verdict({"win_rate": "> 0.9"}, (), judged + people)
+    assert found.verdict == "FAIL"
+    assert found.estimate == pytest.approx(0.8)
+    few = verdict({"win_rate": "> 0.9"}, (), judged + people[:99])
+    assert few.verdict == "PASS"
+    assert few.method != "ppi++"

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import TypeAdapter
 
-from trainyard.gate import Planned, foresee
+from trainyard.gate import Planned, Rules, foresee
 from trainyard.recipe.gates import GateSpecs
 
 read = TypeAdapter(GateSpecs).validate_python
@@ -57,3 +57,40 @@ def test_a_comparison_needs_the_other_arm():
     assert "no champion yet" in foreseen(claim, 1000, ["accuracy"]).assumed
     arms = ("candidate", "base", "champion")
     assert foreseen(claim, 1000, ["accuracy"], arms=arms).can_pass
+
+
+@pytest.mark.parametrize(
+    ("claim", "suite", "can", "problem"),
+    [
+        ({"metric": "human_issue_rate", "op": "<=", "value": 0.05, "sample": 59}, 100, True, None),
+        ({"metric": "human_issue_rate", "op": "<=", "value": 0.05, "sample": 58}, 100, False,
+         "needs 59 items, has 58"),
+        ({"metric": "human_issue_rate", "op": "<=", "value": 0.05, "sample": 59}, 30, False,
+         "suite s has 30 items"),
+        ({"metric": "human_win_rate", "op": ">", "value": 0.5, "sample": 3, "opponent": "base"},
+         30, False, "needs 5 items, has 3"),
+        ({"metric": "human_win_rate", "op": ">", "value": 0.5, "sample": 30, "opponent": "base"},
+         30, True, None),
+    ],
+)  # fmt: skip
+def test_people_see_no_more_than_there_is(claim, suite, can, problem):
+    found = foreseen([{"id": "g", "suite": "s", **claim}], suite, ["accuracy"])
+    assert found.can_pass is can
+    assert problem is None or problem in found.problem
+
+
+def test_grades_are_planned_as_rates():
+    assert not foreseen({"rubric_score": ">= 0.9"}, 20, ["rubric_score"]).can_pass
+    assert foreseen({"rubric_score": ">= 0.9"}, 200, ["rubric_score"]).min_detectable > 0.9
+
+
+def test_further_looks_count_for_whether_a_gate_can_pass():
+    rules = Rules(looks={"s": 2})
+    (found,) = foresee(
+        read({"harmful_rate": "<= 0.01"}), {"s": Planned(200, ["harmful"], 400)}, rules=rules
+    )
+    assert (found.can_pass, found.n, found.most) == (True, 200, 400)
+    (found,) = foresee(
+        read({"harmful_rate": "<= 0.01"}), {"s": Planned(200, ["harmful"], 300)}, rules=rules
+    )
+    assert "needs 368 items, has 300" in found.problem  # at half of alpha
