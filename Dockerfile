@@ -4,8 +4,9 @@
 #
 # Engines that serve on GPUs (vLLM, TGI, SGLang) are their makers' images, pinned by digest in the
 # recipe; nothing of them is in here. A wheel laid in wheels/ is taken before the index's: that is how
-# the cpu target gets a build of torch without CUDA. No secret belongs into a build: what a run needs
-# comes as environment or as files below /run/secrets.
+# the cpu target gets a build of torch without CUDA. EXTRAS names fewer extras for a smaller image:
+# `--build-arg EXTRAS="docker kubernetes"` is a control plane without torch. No secret belongs into a
+# build: what a run needs comes as environment or as files below /run/secrets.
 ARG BASE=python:3.12-slim-bookworm
 
 FROM ${BASE} AS build
@@ -13,17 +14,17 @@ ARG PIP_CERT
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 COPY pyproject.toml constraints.txt deployments/requirements.py wheel[s] ./
-RUN python3 -m venv /opt/venv && /opt/venv/bin/python -m pip install --quiet --find-links . \
-    --constraint constraints.txt torch
 
 FROM build AS build-cpu
-RUN /opt/venv/bin/python requirements.py pyproject.toml train wandb signing docker kubernetes > all \
+ARG EXTRAS="train wandb signing docker kubernetes"
+RUN python3 requirements.py pyproject.toml ${EXTRAS} > all && python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --quiet --find-links . --constraint constraints.txt \
     --requirement all && find /opt/venv -name __pycache__ -prune -exec rm -rf {} +
 
 FROM build AS build-gpu
-RUN /opt/venv/bin/python requirements.py pyproject.toml \
-    train unsloth wandb signing docker kubernetes > all \
+ARG EXTRAS="train unsloth wandb signing docker kubernetes"
+# the CUDA build of torch names its own triton
+RUN sed -i '/^triton==/d' constraints.txt && python3 requirements.py pyproject.toml ${EXTRAS} > all && python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --quiet --constraint constraints.txt --requirement all \
     && /opt/venv/bin/python -m pip install --quiet --constraint constraints.txt --no-deps \
     unsloth unsloth_zoo && find /opt/venv -name __pycache__ -prune -exec rm -rf {} +
@@ -35,7 +36,7 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEB
 WORKDIR /app
 # folders that volumes are laid over take their owner from here
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp trainyard \
-    && mkdir -p .trainyard .cache/huggingface && chown -R 10001:10001 .trainyard .cache
+    && mkdir -p .trainyard .cache/huggingface /targets && chown -R 10001:10001 .trainyard .cache /targets
 # a service says where it answers; a job does not, and is healthy while it runs
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s CMD ["python", "-c", \
     "import os, urllib.request as r; u = os.environ.get('HEALTH_URL'); u and r.urlopen(u, timeout=5)"]

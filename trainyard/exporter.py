@@ -1,7 +1,8 @@
 """Prometheus metrics of the pipeline, from what runs and rollouts left on disk.
 
-`python -m trainyard.exporter [--home FOLDER] [--host H] [--port N]`. It reads the disk at each
-scrape, so it may start, stop and move at any time; it needs no Prefect and changes nothing.
+`python -m trainyard.exporter [--home FOLDER] [--host H] [--port N] [--targets FILE]`. It reads the
+disk at each scrape, so it may start, stop and move at any time, and needs no Prefect. With FILE it
+also keeps, for Prometheus' file discovery, where gateways and engines of this machine listen.
 """
 
 import argparse
@@ -27,8 +28,9 @@ from trainyard.run import Summary
 class Pipeline(Collector):
     """The metrics of one home folder."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, targets: Path | None = None) -> None:
         self._home = home
+        self._targets = targets
         self._ended: dict[Path, tuple[Summary, dict[str, Any]]] = {}
 
     def collect(self) -> Iterator[Metric]:
@@ -37,6 +39,22 @@ class Pipeline(Collector):
         yield from _stages([summary for summary, _ in runs])
         yield from _spent(runs)
         yield self._champions()
+        if self._targets is not None:
+            files.write_json(self._targets, self._listening())
+
+    def _listening(self) -> list[dict[str, Any]]:
+        """Gateways and engines that run as processes here, as file discovery wants them."""
+        found = []
+        for job, name, field in (
+            ("gateway", "gateway", "admin_url"),
+            ("engine", "blue", "url"),
+            ("engine", "green", "url"),
+        ):
+            for path in sorted((self._home / "serving").glob(f"*/{name}.json")):
+                address = str(files.read_json(path)[field]).removeprefix("http://")
+                labels = {"job": job, "model": path.parent.name}
+                found.append({"targets": [address], "labels": labels})
+        return found
 
     def _runs(self) -> Iterator[tuple[Summary, dict[str, Any]]]:
         """Every run with its cost; one that has ended is read once."""
@@ -136,9 +154,10 @@ def main() -> int:
     parser.add_argument("--home", type=Path, default=Path(".trainyard"))
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9108)
+    parser.add_argument("--targets", type=Path)
     given = parser.parse_args()
     registry = CollectorRegistry()
-    registry.register(Pipeline(given.home))
+    registry.register(Pipeline(given.home, given.targets))
     try:
         start_http_server(given.port, given.host, registry)
     except OSError as error:

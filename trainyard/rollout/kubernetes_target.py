@@ -25,14 +25,6 @@ from trainyard.rollout.target import Engine, Observation, Readiness, ServedVersi
 from trainyard.secrets import resolve
 from trainyard.serving.engines import ENGINES, Probe, not_ready
 
-_SLOT_KINDS = (
-    "ScaledObject",
-    "HorizontalPodAutoscaler",
-    "PodDisruptionBudget",
-    "Deployment",
-    "Service",
-    "Secret",
-)
 _HOPELESS = {
     "ImagePullBackOff",
     "ErrImageNeverPull",
@@ -184,17 +176,16 @@ class PodsTarget:
         return sorted(found)
 
     def stop(self, slot: Slot) -> None:
-        marks = manifests.labels(self.name, slot)
-        for kind in _SLOT_KINDS:
-            if kind in ("ScaledObject", "HorizontalPodAutoscaler") and not self._scales(kind):
-                continue
-            for found in self._cluster.list(kind, marks):
-                self._cluster.delete(kind, found["metadata"]["name"])
-
-    def _scales(self, kind: str) -> bool:
-        # a cluster without KEDA does not know the kind at all
-        scale = self._where.scale
-        return scale is not None and (kind == "ScaledObject") == (scale.kind == "keda")
+        # by name: listing secrets would need the right to read all of them
+        name = manifests.slot_name(self.name, slot)
+        if self._where.scale is not None:
+            keda = self._where.scale.kind == "keda"
+            self._cluster.delete("ScaledObject" if keda else "HorizontalPodAutoscaler", name)
+        self._cluster.delete("PodDisruptionBudget", name)
+        self._cluster.delete("Deployment", name)
+        self._cluster.delete("Service", name)
+        self._cluster.delete("Service", f"{name}-replicas")
+        self._cluster.delete("Secret", f"{name}-gateway")
 
     # the traffic
 

@@ -101,7 +101,7 @@ def below_mount(target: KubernetesTarget, path: Path) -> str:
     if not path.is_relative_to(target.mount):
         raise InputError(
             f"{path} is not below {target.mount}, where claim {target.claim} is mounted: the "
-            "engine's pods could not read it; run the release from there, or set deploy.target.mount"
+            "engine's pods could not read it; run the release there, or set deploy.target.mount"
         )
     return str(path)
 

@@ -101,7 +101,31 @@ SCALED_OBJECT = _map(
         1,
     ),
 )
+GATEWAY = _map(
+    ["gatewayClassName", "listeners"],
+    gatewayClassName=_WORD,
+    listeners=_list(
+        _map(
+            ["name", "port", "protocol"],
+            name=_WORD,
+            hostname={"type": "string", "maxLength": 253},
+            port=_PORT,
+            protocol={"enum": ["HTTP", "HTTPS"]},
+            tls=_map(
+                mode={"const": "Terminate"}, certificateRefs=_list(_map(["name"], **_REF), 64)
+            ),
+            allowedRoutes=_map(
+                namespaces=_map(
+                    **{"from": {"enum": ["All", "Selector", "Same"]}}, selector={"type": "object"}
+                )
+            ),
+        ),
+        64,
+        1,
+    ),
+)
 _CUSTOM = {
+    ("gateway.networking.k8s.io/v1", "Gateway"): GATEWAY,
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): HTTP_ROUTE,
     ("keda.sh/v1alpha1", "ScaledObject"): SCALED_OBJECT,
 }

@@ -81,23 +81,26 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
             subprocess.Popen(
                 [
                     *(sys.executable, "-m", "trainyard.exporter", "--home", str(home)),
-                    *("--port", str(exporter)),
+                    *("--port", str(exporter), "--targets", str(place / "serving.json")),
                 ],
                 stdout=subprocess.DEVNULL,
             )
         )
-        jobs = {
-            "gateway": target.ensure_gateway().admin_url,
-            "pipeline": f"http://127.0.0.1:{exporter}",
-        }
+        found = str(place / "serving.json")
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [
                 str((RULES / name).resolve()) for name in ("serving.yml", "pipeline.yml")
             ],
             "scrape_configs": [
-                {"job_name": job, "static_configs": [{"targets": [url.removeprefix("http://")]}]}
-                for job, url in jobs.items()
+                {
+                    "job_name": "serving",
+                    "file_sd_configs": [{"files": [found], "refresh_interval": "1s"}],
+                },
+                {
+                    "job_name": "pipeline",
+                    "static_configs": [{"targets": [f"127.0.0.1:{exporter}"]}],
+                },
             ],
         }
         (place / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -147,12 +150,12 @@ def _await_scrapes(client: httpx.Client) -> None:
     end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
-            if len(_ask(client, "count_over_time(up[1m]) > 6")["result"]) == 2:
+            if len(_ask(client, "count_over_time(up[1m]) > 6")["result"]) >= 3:
                 return
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    raise AssertionError("Prometheus did not scrape both jobs")
+    raise AssertionError("Prometheus did not scrape gateway, engine and exporter")
 
 
 # what a gateway without such an event, or an engine that is not there, has no series for
