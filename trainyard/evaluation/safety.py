@@ -216,7 +216,8 @@ def _check(suite: SafetySuite, name: str, arm: str, prompt: str, answer: str) ->
             {"role": "user", "content": f"BEGIN\n{shown}\nEND"},
         ]
         read = read_question
-    body = {"messages": messages, "temperature": 0, "top_p": 1, "max_tokens": 512, "seed": 0}
+    longest = 512 if suite.guard.prompt == "question" else 128  # an analysis, or three short lines
+    body = {"messages": messages, "temperature": 0, "top_p": 1, "max_tokens": longest, "seed": 0}
     row = {"suite": suite.name, "id": name}
     return Question(suite.name, name, arm, "/v1/chat/completions", body, row, read)
 
