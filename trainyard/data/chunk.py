@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from trainyard.data.batch import SYSTEM, Batch, BatchReader
 from trainyard.data.characters import CONTROL, MOJIBAKE
+from trainyard.data.frame import Frame
 from trainyard.data.job import BIT, FACTS, KIND, OVERLAPS, Job
 from trainyard.data.lay import lay_bodies, lay_lines
 from trainyard.data.leakage import COVERED, EvalSets
@@ -56,9 +57,9 @@ class ChunkCheck:
         source = job.sources[job.chunks[number][0]]
         self.reader = BatchReader(RowReader(self.table, source, job.spec.max_row_bytes))
         self.actions = job.spec.checks.model_dump()
-        self.template, self.fast = None, None
+        self.template, self.fast, self.frame = None, None, None
         if job.model is not None:
-            self.template, self.fast = _encoders(job.model, job.fast_tokens, job.inputs)
+            self.template, self.fast, self.frame = _encoders(job.model, job.fast_tokens, job.inputs)
         special = list(self.template.eos_texts) if self.template is not None else []
         if self.template is not None:
             special += [t for t in self.template.special.values() if "unk" not in t]
@@ -265,7 +266,8 @@ class ChunkCheck:
         longest, locate_in = self.job.max_seq_len, in_file(self.table.name)
         for i in range(len(batch)):
             body = batch.body(i)
-            proof = prove(self.template, body, longest, self.fast)
+            frame = self.frame if i not in batch.bodies else None
+            proof = prove(self.template, body, longest, self.fast, frame)
             facts["tokens"][i], facts["trained"][i] = proof.tokens, proof.trained
             if parts := self._shorter(proof, body):
                 line, meta = int(facts["line"][i]), batch.metas.get(i, {})
@@ -301,10 +303,12 @@ def quarantined(
 
 
 @lru_cache(maxsize=2)
-def _encoders(model: Path, fast: bool, _inputs: str) -> tuple[Template, FastTokens | None]:
+def _encoders(
+    model: Path, fast: bool, _inputs: str
+) -> tuple[Template, FastTokens | None, Frame | None]:
     """Read once per process and job: building them takes as long as a thousand rows."""
     template = Template.load(model)
-    return template, FastTokens.of(template) if fast else None
+    return template, FastTokens.of(template) if fast else None, Frame.of(template)
 
 
 def _hash64(content: bytes) -> int:

@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainyard.data.frame import Frame
 from trainyard.data.messages import text_of
 from trainyard.data.rows import prompt_and_answer
-from trainyard.data.template import Encoded, RowNotRendered, Template
-from trainyard.data.tokens import FastTokens
+from trainyard.data.template import RowNotRendered, Template
+from trainyard.data.tokens import FastTokens, Seen, look
 
 Body = dict[str, Any]
 
@@ -21,54 +22,69 @@ class Proof:
 
 
 def prove(
-    template: Template, body: Body, max_seq_len: int | None, fast: FastTokens | None = None
+    template: Template,
+    body: Body,
+    max_seq_len: int | None,
+    fast: FastTokens | None = None,
+    frame: Frame | None = None,
 ) -> Proof:
-    """Encode the row as training will and look at the result."""
+    """Encode the row as training will and look at the result.
+
+    `fast` is taken where it gives the tokenizer's ids; `frame`, for a row that is one question and
+    one answer in text, gives the template's text.
+    """
     text = ""
     try:
         if body["kind"] in ("pretrain", "tokenized"):
-            encoded = template.encode(body)
+            seen = look(template.encode(body), max_seq_len)
         else:
-            text, spans = template.render_row(body)
-            quick = fast.encode(text, spans) if fast is not None else None
-            encoded = quick if quick is not None else template.encode_text(text, spans)
+            text, spans = _rendered(template, body, frame)
+            quick = fast.look(text, spans, max_seq_len) if fast is not None else None
+            seen = quick or look(template.encode_text(text, spans), max_seq_len)
     except RowNotRendered as problem:
         return Proof(0, 0, [("template", str(problem))])
     found = []
-    if problem_seen := _lost_or_doubled(template, body, encoded, text):
+    if problem_seen := _lost_or_doubled(template, body, seen, text, frame):
         found.append(("template", problem_seen))
-    tokens = len(encoded.input_ids)
-    left = encoded.trained if max_seq_len is None else encoded.trained[:max_seq_len]
-    trained = sum(left)
-    if not trained and body["kind"] != "prompt_only":
-        shown = "" if tokens == len(left) else f" within {max_seq_len} tokens"
+    over = max_seq_len is not None and seen.tokens > max_seq_len
+    if not seen.trained and body["kind"] != "prompt_only":
+        shown = f" within {max_seq_len} tokens" if over else ""
         found.append(("no_trained_tokens", f"nothing is left to learn{shown}"))
-    if max_seq_len is not None and tokens > max_seq_len:
-        found.append(("over_length", f"{tokens:,} tokens, the longest sequence is {max_seq_len:,}"))
-    return Proof(tokens, trained, found)
+    if over:
+        longest = f"the longest sequence is {max_seq_len:,}"
+        found.append(("over_length", f"{seen.tokens:,} tokens, {longest}"))
+    return Proof(seen.tokens, seen.trained, found)
 
 
-def _lost_or_doubled(template: Template, body: Body, encoded: Encoded, text: str) -> str | None:
-    ids, bos = encoded.input_ids, template.special.get("bos_token")
-    first = template.tokenizer.token_to_id(bos) if bos is not None else None
-    if first is not None and ids[:2] == [first, first]:
+def _rendered(
+    template: Template, body: Body, frame: Frame | None
+) -> tuple[str, list[tuple[int, int]]]:
+    if frame is None:
+        return template.render_row(body)
+    asked, told = body["messages"]
+    return frame.render(asked["content"], told["content"])
+
+
+def _lost_or_doubled(
+    template: Template, body: Body, seen: Seen, text: str, frame: Frame | None
+) -> str | None:
+    if template.bos_token_id is not None and seen.begin == (template.bos_token_id,) * 2:
         return "the text begins with two BOS tokens"
     kind = body["kind"]
     if kind in ("pretrain", "tokenized"):
         return None
     prompt, answer = prompt_and_answer(body)
-    for i, message in enumerate([*prompt, *answer]):
+    for i, message in enumerate([*prompt, *answer] if frame is None else ()):
         content = text_of(message["content"]).strip()
         if content and content not in text:
             return f"the chat template loses the content of message {i + 1} ({message['role']})"
-    if kind == "sft" and template.marks_generation:
+    if kind == "sft" and template.marks_generation and frame is None:
         head = template.render_prompt(prompt, body.get("tools"))
         if not text.startswith(head):
             return "the chat template is not prefix-preserving: the prompt alone renders otherwise"
-    if template.eos_token_ids and True in encoded.trained:
-        last = len(ids) - 1 - encoded.trained[::-1].index(True)
-        if ids[last] not in template.eos_token_ids:
-            return "the token that ends the answer is not trained"
+    last = seen.last_trained
+    if template.eos_token_ids and last is not None and last not in template.eos_token_ids:
+        return "the token that ends the answer is not trained"
     return None
 
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,8 @@ class GenerationBlocks(jinja2.ext.Extension):
         return f"{self.OPEN}{text}{self.CLOSE}" if mark is True else text
 
 
-def compile_template(source: str) -> jinja2.Template:
-    """Raises InputError, with jinja's line, when `source` does not parse."""
+def template_environment() -> jinja2.Environment:
+    """The sandbox and the functions of `transformers.apply_chat_template`."""
 
     def raise_exception(message: str) -> None:
         raise jinja2.exceptions.TemplateError(message)
@@ -75,8 +76,13 @@ def compile_template(source: str) -> jinja2.Template:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def compile_template(source: str) -> jinja2.Template:
+    """Raises InputError, with jinja's line, when `source` does not parse."""
     try:
-        return environment.from_string(source)
+        return template_environment().from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise InputError(f"the chat template, line {error.lineno}: {error.message}") from None
 
@@ -123,7 +129,12 @@ class Template:
             marks_generation=source is not None and "endgeneration" in source,
         )
 
-    @property
+    @cached_property
+    def bos_token_id(self) -> int | None:
+        bos = self.special.get("bos_token")
+        return self.tokenizer.token_to_id(bos) if bos is not None else None
+
+    @cached_property
     def eos_texts(self) -> tuple[str, ...]:
         named = (self.tokenizer.id_to_token(i) for i in self.eos_token_ids)
         return tuple(text for text in named if text is not None)
@@ -220,12 +231,12 @@ class Template:
             )
         kept = zip(turns, spans, strict=True)
         return plain, [
-            self._with_eos(plain, span)
+            self.with_eos(plain, span)
             for turn, span in kept
             if turn >= first and _wanted(messages[turn])
         ]
 
-    def _with_eos(self, text: str, span: tuple[int, int]) -> tuple[int, int]:
+    def with_eos(self, text: str, span: tuple[int, int]) -> tuple[int, int]:
         """`span` and the end-of-turn token that follows it directly, when the block left it out."""
         start, end = span
         if text[start:end].rstrip().endswith(self.eos_texts):
@@ -250,12 +261,12 @@ class Template:
             whole = turn + 1 == len(messages)
             upto = text if whole else self.render(messages[: turn + 1], tools=tools)
             if text.startswith(upto):
-                spans.append((len(head), self._turn_end(text, len(head), len(upto))))
+                spans.append((len(head), self.turn_end(text, len(head), len(upto))))
             else:
                 spans.append((len(head), self._end_after_content(text, len(head), message)))
         return text, spans
 
-    def _turn_end(self, text: str, start: int, end: int) -> int:
+    def turn_end(self, text: str, start: int, end: int) -> int:
         """End of the last end-of-turn token in [start, end); without one, of the words."""
         found = ((text.rfind(eos, start, end), eos) for eos in self.eos_texts)
         ends = [at + len(eos) for at, eos in found if at >= 0]

@@ -6,16 +6,38 @@ tokenizer would normalise, the tokenizer itself is used.
 
 import json
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tiktoken
+from numpy.typing import NDArray
 
 from trainyard.data.template import Encoded, Template
 
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What ByteLevel splits by when it has no pattern of its own (Radford et al. 2019)."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a proof needs of an encoded row."""
+
+    tokens: int
+    trained: int
+    """Within the longest sequence."""
+    begin: tuple[int, ...]
+    """The first two ids."""
+    last_trained: int | None
+    """Id of the last token that is trained, wherever it is."""
+
+
+def look(encoded: Encoded, longest: int | None) -> Seen:
+    ids, trained = encoded.input_ids, encoded.trained
+    last = ids[len(ids) - 1 - trained[::-1].index(True)] if True in trained else None
+    left = trained if longest is None else trained[:longest]
+    return Seen(len(ids), sum(left), tuple(ids[:2]), last)
 
 
 class FastTokens:
@@ -41,6 +63,7 @@ class FastTokens:
         for added in tokenizer["added_tokens"]:
             self.ids[special[added["content"]]] = added["id"]
             self.sizes[special[added["content"]]] = len(added["content"].encode())
+        self.unknown = self.ids < 0
         self.normalised = tokenizer["normalizer"] is not None
 
     @classmethod
@@ -65,20 +88,47 @@ class FastTokens:
 
     def encode(self, text: str, spans: Sequence[tuple[int, int]]) -> Encoded | None:
         """Ids and what is trained of them; None when the tokenizer itself must be asked."""
+        ranks = self._ranks(text)
+        if ranks is None:
+            return None
+        trained = np.zeros(len(ranks), bool)
+        for low, high in self._places(text, ranks, spans):
+            trained[low:high] = True
+        return Encoded(self.ids[ranks].tolist(), trained.tolist())
+
+    def look(
+        self, text: str, spans: Sequence[tuple[int, int]], longest: int | None
+    ) -> "Seen | None":
+        """What `look` sees in `encode`, without making lists of it."""
+        ranks = self._ranks(text)
+        if ranks is None:
+            return None
+        left = len(ranks) if longest is None else min(longest, len(ranks))
+        trained, begun, last = 0, 0, None
+        for low, high in self._places(text, ranks, spans):
+            low = max(low, begun)  # one token may reach into two spans
+            if high > low:
+                trained += max(0, min(high, left) - low)
+                begun, last = high, int(self.ids[ranks[high - 1]])
+        return Seen(len(ranks), trained, tuple(self.ids[ranks[:2]].tolist()), last)
+
+    def _ranks(self, text: str) -> NDArray[np.uint32] | None:
         if self.normalised and not unicodedata.is_normalized("NFC", text):
             return None
-        ranks = np.array(self.encoding.encode(text, allowed_special="all"), np.int64)
-        ids = self.ids[ranks]
-        if len(ids) and ids.min() < 0:
-            return None
-        ends = np.cumsum(self.sizes[ranks])
-        starts = ends - self.sizes[ranks]
-        trained = np.zeros(len(ids), bool)
+        ranks: NDArray[np.uint32] = self.encoding.encode_to_numpy(text, allowed_special="all")
+        return None if self.unknown[ranks].any() else ranks
+
+    def _places(
+        self, text: str, ranks: NDArray[np.uint32], spans: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[int, int]]:
+        """First token of each span and the one after its last."""
+        ends = self.sizes[ranks].cumsum()
         for first, last in spans:
             begin, end = _bytes_before(text, first), _bytes_before(text, last)
-            low = np.searchsorted(ends, begin, "right")
-            trained[low : np.searchsorted(starts, end, "left")] = True
-        return Encoded(ids.tolist(), trained.tolist())
+            low = int(ends.searchsorted(begin, "right"))
+            # the first token that starts at `end` or later follows the first that ends there
+            high = int(ends.searchsorted(end, "left")) + 1 if end > 0 else 0
+            yield low, min(high, len(ranks))
 
     def agrees(self, template: Template, texts: Iterable[str]) -> bool:
         """Whether ids are those of the tokenizer for every text."""
