@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainyard.webhook.confined import Answer, Planned
+from trainyard.webhook.touched import THE_RECIPE
 
 
 def render(
@@ -35,7 +36,7 @@ def _recipe(one: Planned) -> tuple[list[str], bool]:
     title = f"#### {code(one.recipe)}"
     if one.why == "deleted":
         return [title, "Deleted: a merge releases nothing; its version goes on serving."], False
-    lines = [title, "" if one.why == "the recipe" else f"Touched by {code(one.why)}.", ""]
+    lines = [title, "" if one.why == THE_RECIPE else f"Touched by {code(one.why)}.", ""]
     if one.error is not None or one.plan is None:
         said = [f"- {plain(line)}" for line in (one.error or "no plan").splitlines()[:20]]
         return [*lines, "**This cannot be released:**", "", *said], True

@@ -43,6 +43,8 @@ class Planned(BaseModel):
     recipe: str
     why: str
     """What touched it."""
+    files: list[str] = []
+    """Changed files that it points at."""
     plan: dict[str, Any] | None = None
     error: str | None = None
     changes: list[str] = []
@@ -117,17 +119,20 @@ def _read(path: Path) -> tuple[Any, str | None]:
 def _plan(order: Order, path: str, why: str, recipe: Any, error: str | None) -> Planned:
     from trainyard import plan  # noqa: PLC0415
     from trainyard.release.job import Job  # noqa: PLC0415
+    from trainyard.webhook.touched import touching  # noqa: PLC0415
 
+    files = touching(recipe, order.changed)
     if recipe is None:
-        return Planned(recipe=path, why=why, error=error)
+        return Planned(recipe=path, why=why, files=files, error=error)
     base = Path(order.base) / path
     before = _read(base)[0] if base.is_file() else None
     job = Job(recipe=recipe, recipe_path=path, run_id="plan", home=Path(order.home))
     try:
         made = plan.make(job, against=before, offline=True)
     except (TrainyardError, OSError) as problem:
-        return Planned(recipe=path, why=why, error=str(problem))
-    return Planned(recipe=path, why=why, plan=made.model_dump(mode="json"), changes=made.changes)
+        return Planned(recipe=path, why=why, files=files, error=str(problem))
+    plain = made.model_dump(mode="json")
+    return Planned(recipe=path, why=why, files=files, plan=plain, changes=made.changes)
 
 
 if __name__ == "__main__":

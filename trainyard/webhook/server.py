@@ -59,6 +59,8 @@ class Service:
             name: [secrets.resolve(reference) for reference in hook.secrets]
             for name, hook in config.hooks.items()
         }
+        for hook in config.hooks.values():
+            secrets.resolve(hook.api_token)  # a missing one is said now, not at the first push
         self._works: dict[tuple[str, str], RepositoryWork] = {}
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._arrived: list[tuple[Arrival, asyncio.Future[bool]]] = []
@@ -147,7 +149,10 @@ class Service:
         for (_, waiting), result in zip(together, results, strict=True):
             waiting.set_result(result)
 
-    async def health(self, _: web.Request) -> web.Response:
+    async def health(self, request: web.Request) -> web.Response:
+        """Tell this machine what there is, and others nothing."""
+        if not _is_loopback(request.remote or ""):
+            return _say(404, "nothing here")
         return web.json_response(await asyncio.to_thread(self._store.counts))
 
     async def _background(self, _: web.Application) -> AsyncIterator[None]:

@@ -7,15 +7,20 @@ from typing import Any
 
 from trainyard.recipe import Recipe
 
+THE_RECIPE = "the recipe"
+
 
 def why_touched(path: str, recipe: Recipe | None, changed: Collection[str]) -> str | None:
     """Say what touched the recipe; None when nothing did. `recipe` is None where it is broken."""
     if path in changed:
-        return "the recipe"
-    if recipe is None:
-        return None
-    points_at = sorted(set(pointers(recipe)))
-    return next((file for file in sorted(changed) if _hit(file, points_at)), None)
+        return THE_RECIPE
+    return next(iter(touching(recipe, changed)), None)
+
+
+def touching(recipe: Recipe | None, changed: Collection[str]) -> list[str]:
+    """Return the changed files that the recipe points at, sorted."""
+    points_at = set(pointers(recipe)) if recipe else set()
+    return [file for file in sorted(changed) if _hit(file, points_at)]
 
 
 def pointers(recipe: Recipe) -> Iterator[str]:

@@ -24,7 +24,7 @@ from trainyard.webhook.mirror import Mirror
 from trainyard.webhook.payload import Proposal, Push
 from trainyard.webhook.runs import Runs
 from trainyard.webhook.store import RunRow, Store, Work
-from trainyard.webhook.touched import why_touched
+from trainyard.webhook.touched import THE_RECIPE, why_touched
 
 logger = logging.getLogger(__name__)
 
@@ -215,12 +215,10 @@ class RepositoryWork:
         try:
             answer = await self._plans(proposal, base, head, changed, list(recipes))
         except (InputError, Refused) as error:
-            answer = Answer(
-                planned=[Planned(recipe="the plan", why="the recipe", error=str(error))]
-            )
+            answer = Answer(planned=[Planned(recipe="the plan", why=THE_RECIPE, error=str(error))])
         lines = await self._mirror.line_changes(base, head)
-        touching = {one.why for one in answer.planned}
-        data = {p: n for p, n in lines.items() if p not in recipes and p in touching}
+        pointed_at = {file for one in answer.planned for file in one.files}
+        data = {p: n for p, n in lines.items() if p in pointed_at}
         body, blocked = render(answer, head, fork=proposal.fork, data=data)
         comment = await self._forge.comment(
             self.spec.name, number, body, known[0] if known else None

@@ -135,12 +135,12 @@ def world(seed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worl
         stack.enter_context(prefect_test_harness(server_startup_timeout=120))
         api = PREFECT_API_URL.value() or ""
         _deploy(root, api)
-        stack.callback(_end, _worker(root, api))
+        stack.callback(end, _worker(root, api))
         apis = {name: stack.enter_context(forges.running(name)) for name in PROVIDERS}
         found = {name: _repository(name, seed, root) for name in _names()}
         world = World(f"http://127.0.0.1:{free_port()}", found, api)
         world.forges, world.home = apis, root / ".trainyard"
-        stack.callback(_end, _service(world, root))
+        stack.callback(end, _service(world, root))
         eventually(lambda: _answers(world.url), 200)
         yield world
 
@@ -219,7 +219,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def end(process: "subprocess.Popen[bytes]") -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(20)

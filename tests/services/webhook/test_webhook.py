@@ -59,12 +59,19 @@ def test_a_merge_request_is_answered_with_a_plan_that_is_updated_in_place(
     world: World, provider: str
 ) -> None:
     where, forge = world.repositories[f"{provider}:{provider}/proposals"], world.forges[provider]
-    head = where.commit({"recipes/quickstart.yaml": RECIPE.replace("rank: 16", "rank: 8")})
+    rows = Path("recipes/quickstart/train.jsonl").read_text()
+    head = where.commit(
+        {
+            "recipes/quickstart.yaml": RECIPE.replace("rank: 16", "rank: 8"),
+            "recipes/quickstart/train.jsonl": rows + rows.splitlines(keepends=True)[0],
+        }
+    )
     deliver(world, where, 1, head, action="opened")
     comment = eventually(lambda: next(iter(forge.comments.values()), None))
     assert "train.rank: 16 → 8 (0.5 times)" in comment["body"]
     for said in ("| train | run |", "GiB", "GPU-hours", "exact_match", "8 times of 10"):
         assert said in comment["body"]
+    assert "`recipes/quickstart/train.jsonl`: 1 lines added, 0 removed" in comment["body"]
     eventually(lambda: _told(forge.statuses[head], "success"))
 
     impossible = RECIPE.replace('exact_match: ">= 0.9"', 'exact_match: ">= 0.9999"')

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from trainyard.recipe import Recipe, read_recipe
-from trainyard.webhook.touched import why_touched
+from trainyard.webhook.touched import touching, why_touched
 
 PATH = "recipes/quickstart.yaml"
 
@@ -39,6 +39,11 @@ def test_a_pattern_in_a_source_is_followed() -> None:
     assert why_touched(PATH, recipe, {"data/part-7.jsonl.dvc"})
     assert why_touched(PATH, recipe, {"more/x.csv"})
     assert why_touched(PATH, recipe, {"data/whole.jsonl"}) is None
+
+
+def test_every_changed_file_that_it_points_at_is_listed(recipe: Recipe) -> None:
+    files = ["recipes/quickstart/eval.jsonl", "recipes/quickstart/train.jsonl"]
+    assert touching(recipe, {PATH, "README.md", *files}) == files
 
 
 def test_a_broken_recipe_is_touched_only_by_itself() -> None:
