@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trainyard.errors import InputError
 from trainyard.evaluation.scores import read_judgements, read_scores
 from trainyard.gate import Decision, GateResult, Rules, Verdict, decide_best_of
+from trainyard.gate.records import worst
 from trainyard.parity import record as parity_record
 from trainyard.recipe.base import Fraction, Frozen
 from trainyard.recipe.evaluate import Alpha
@@ -81,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
     spec = load(args.spec, GateFile)
     if args.judgements and len(args.judgements) != len(args.scores):
         raise InputError(
-            f"{len(args.judgements)} files of judgements for {len(args.scores)} of scores: name one "
-            "for each, in the same order"
+            f"{len(args.judgements)} files of judgements for {len(args.scores)} of scores: name "
+            "one for each, in the same order"
         )
     judged = [read_judgements(path) for path in args.judgements] or [[] for _ in args.scores]
     evidence = {

@@ -58,7 +58,7 @@ def decide(
 
 def decide_best_of(
     spec: Sequence[GateSpec],
-    candidates: Mapping[str, tuple[Iterable[Score], Iterable[Judgement]]],
+    candidates: Mapping[str, tuple[Iterable[Score], Iterable[Judgement], Parity | None]],
     rules: Rules | None = None,
 ) -> dict[str, Decision]:
     """Decide on candidates that compete on the same items: which of them are proven.
@@ -68,12 +68,16 @@ def decide_best_of(
     pass does is at most alpha. Each release is one test: all of its gates must pass.
     """
     rules = rules or Rules()
-    rows = {name: (list(scores), list(judged)) for name, (scores, judged) in candidates.items()}
+    rows = {
+        name: (list(x), list(judged), parity) for name, (x, judged, parity) in candidates.items()
+    }
     found: dict[str, Decision] = {}
     left = list(rows)
     while left:
         level = replace(rules, alpha=rules.alpha / len(left))
-        found |= {name: decide(spec, *rows[name], level) for name in left}
+        for name in left:
+            scores, judged, parity = rows[name]
+            found[name] = decide(spec, scores, judged, level, parity)
         still = [name for name in left if found[name].verdict is not Verdict.PASS]
         if len(still) == len(left):
             break

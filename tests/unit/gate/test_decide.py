@@ -397,7 +397,7 @@ def test_looks_of_another_suite_cost_nothing():
 
 def test_candidates_that_compete_are_tested_by_holms_steps():
     spec = read({"accuracy": ">= 0.85"})
-    both = {"sure": (scores(ones(195, 200)), ()), "near": (scores(ones(180, 200)), ())}
+    both = {"sure": (scores(ones(195, 200)), (), None), "near": (scores(ones(180, 200)), (), None)}
     found = decide_best_of(spec, both)
     assert {name: one.verdict for name, one in found.items()} == {"sure": "PASS", "near": "PASS"}
     assert (found["sure"].alpha, found["near"].alpha) == (0.025, 0.05)  # one is left
