@@ -53,7 +53,7 @@ def hold(home: Path, inputs: Sequence[Input]) -> list[str]:
         if file.archived:
             place = home / f"{HELD}{file.sha256}"
             place.parent.mkdir(parents=True, exist_ok=True)
-            files.link(path, place)
+            files.link(path.resolve(), place)  # a hub cache holds links
             held.append(file.sha256)
     return held
 
