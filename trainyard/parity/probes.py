@@ -63,9 +63,16 @@ async def _ask(
         except NotAnswered as error:
             raise InputError(f"{base_url} cannot answer a parity probe: {error}") from error
 
-    async with Endpoint(base_url, api_key=api_key, timeout_s=timeout_s, connections=4) as server:
-        # one after the other: an answer must not depend on what else is in the batch
-        return [await one(server, messages) for messages in questions]
+    connections = max(1, min(len(questions), 8))
+    async with Endpoint(
+        base_url, api_key=api_key, timeout_s=timeout_s, connections=connections
+    ) as server:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(server, messages)) for messages in questions]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [task.result() for task in tasks]
 
 
 def _read(reply: Reply, messages: Messages, max_tokens: int) -> Answered:
