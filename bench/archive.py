@@ -191,13 +191,13 @@ def ours(url: str, folder: Path) -> Turn:
         parallel=PARALLEL,
     )
     store = S3Store(spec)
-    start = used()["rss_mib"]
+    start = used()
     with tempfile.TemporaryDirectory(dir=folder.parent) as back:
         put_s = timed(lambda: storage.put_tree(store, folder, "models/bench/x"))
         get_s = timed(lambda: storage.get_tree(store, "models/bench/x", Path(back)))
         found = used()
     storage.delete_tree(store, "models/bench/x")
-    return {"put_s": put_s, "get_s": get_s, "start_mib": start, **found}
+    return {"put_s": put_s, "get_s": get_s, "start_mib": start["rss_mib"], **since(start, found)}
 
 
 def theirs(url: str, folder: Path) -> Turn:
@@ -227,6 +227,8 @@ def theirs(url: str, folder: Path) -> Turn:
     # a transfer's own threads share out the parts of one file; several small files need ours
     at_once = PARALLEL if len(names) > 2 * PARALLEL else 1
 
+    start = used()
+
     def put(name: str) -> None:
         client.upload_file(str(folder / name), bucket, name, Config=config)
 
@@ -244,7 +246,7 @@ def theirs(url: str, folder: Path) -> Turn:
         found = used()
     for name in names:
         client.delete_object(Bucket=bucket, Key=name)
-    return {"put_s": put_s, "get_s": get_s, **found}
+    return {"put_s": put_s, "get_s": get_s, **since(start, found)}
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -257,6 +259,11 @@ def used() -> Turn:
     """CPU seconds and the peak of resident memory of this process so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {"cpu_s": usage.ru_utime + usage.ru_stime, "rss_mib": usage.ru_maxrss / 1024}
+
+
+def since(start: Turn, end: Turn) -> Turn:
+    """The CPU seconds between the two, without imports; the peak of memory counts them."""
+    return {"cpu_s": end["cpu_s"] - start["cpu_s"], "rss_mib": end["rss_mib"]}
 
 
 def digest_cost(size: int) -> float:

@@ -165,18 +165,20 @@ class S3Store:
         )
         step = self._part_size(source.stat().st_size)
         free: SimpleQueue[bytearray] = SimpleQueue()
-        for _ in range(self.spec.parallel + 2):  # at work, ready, and being read
+        for _ in range(self.spec.parallel + 1):  # all at work, and one being read
             free.put(bytearray(step))
         digest = hashlib.sha256()
 
         def send(number: int, buffer: bytearray, size: int) -> tuple[Part, int]:
             data = memoryview(buffer)[:size]
             etag, known = there.get(number, ("", 0))
-            if known != size or md5(data) != etag:
-                etag = self._again(
-                    lambda: self.client.send_part(self.bucket, name, upload, number, data)
-                )
-            free.put(buffer)
+            try:
+                if known != size or md5(data) != etag:
+                    etag = self._again(
+                        lambda: self.client.send_part(self.bucket, name, upload, number, data)
+                    )
+            finally:
+                free.put(buffer)
             return Part(number, etag), size
 
         def jobs() -> Iterator[Callable[[], tuple[Part, int]]]:

@@ -86,10 +86,14 @@ def copy(pieces: Iterable[bytes], file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def in_order(width: int, jobs: Iterator[Callable[[], T]]) -> Iterator[T]:
-    """Yield the results in the order of `jobs`; `width` at work, and one ready to follow."""
+def in_order(width: int, jobs: Iterator[Callable[[], T]], ahead: int | None = None) -> Iterator[T]:
+    """Yield the results in the order of `jobs`; `width` at work, `ahead` more done or waiting.
+
+    `ahead` is `width` unless given: while one job is slow, the others go on that far.
+    """
+    window = width + (width if ahead is None else ahead)
     with ThreadPoolExecutor(width) as pool:
-        waiting = deque(pool.submit(job) for job in islice(jobs, width + 1))
+        waiting = deque(pool.submit(job) for job in islice(jobs, window))
         try:
             while waiting:
                 yield waiting.popleft().result()

@@ -68,7 +68,7 @@ def put_files(
             store.put(place, folder / name, entry.sha256, sent)
 
     small, large = _by_size(manifest)
-    for name in in_order(store.parallel, (partial(_named, put, name) for name in small)):
+    for name in in_order(store.parallel, (partial(_named, put, name) for name in small), 64):
         count.add(name, manifest.files[name].size)
     for name in large:
         put(name, partial(count.show, name))
@@ -100,7 +100,7 @@ def get_tree(store: Store, key: str, folder: Path, progress: Progress | None = N
             _fetch(store, f"{key}/{name}", folder / name, entries[name].size, entries[name].sha256)
 
     small, large = _by_size(found.manifest)
-    for name in in_order(store.parallel, (partial(_named, get, name) for name in small)):
+    for name in in_order(store.parallel, (partial(_named, get, name) for name in small), 64):
         count.add(name, entries[name].size)
     for name in large:
         get(name)
@@ -125,7 +125,7 @@ def verify_tree(store: Store, key: str) -> Stored:
 
     small, large = _by_size(found.manifest)
     added = sorted(there.keys() - found.manifest.files.keys() - {MANIFEST})
-    checked = [*in_order(store.parallel, (partial(problem, name) for name in small))]
+    checked = [*in_order(store.parallel, (partial(problem, name) for name in small), 64)]
     checked += [problem(name) for name in large]
     if problems := [*(f"{name} was added" for name in added), *sorted(filter(None, checked))]:
         raise Refused(f"{found.url} is not what was archived: {'; '.join(problems)}")
