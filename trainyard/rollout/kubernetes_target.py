@@ -6,6 +6,7 @@ split may last without word from its controller: kubernetes_lease.py ends it.
 """
 
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainyard import files
-from trainyard.errors import InputError, NotFound, Unavailable
+from trainyard.errors import NotFound, Unavailable
 from trainyard.recipe.deploy import DeploySpec, KubernetesTarget
 from trainyard.rollout import manifests
 from trainyard.rollout.gateway_client import GatewayClient
@@ -24,6 +25,8 @@ from trainyard.rollout.manifests import Manifest
 from trainyard.rollout.target import Engine, Observation, Readiness, ServedVersion, Slot
 from trainyard.secrets import resolve
 from trainyard.serving.engines import ENGINES, Probe, not_ready
+
+logger = logging.getLogger(__name__)
 
 _HOPELESS = {
     "ImagePullBackOff",
@@ -57,6 +60,7 @@ class PodsTarget:
         self._where = spec.target
         self._cluster = cluster
         self._proven: set[tuple[str, str]] = set()
+        self._withheld = False
 
     def endpoint(self) -> str:
         if self._route() is None:
@@ -210,20 +214,29 @@ class PodsTarget:
         salt: str = "",
     ) -> None:
         check_weights(weights, champion)
-        for slot, weight in weights.items():
-            if slot != champion and weight and not self._replicas(slot):
-                raise InputError(
-                    f"slot {slot} of {self.name} has no ready replica: traffic would be lost"
-                )
+        given = self._without_dead_ends(weights, champion)
+        self._withheld = given != dict(weights)
         lease = Lease(self._cluster, self.name)
         if lease_s is not None:
             lease.take(lease_s, salt)
         found = self._cluster.apply(
-            manifests.route(self._where, self.name, weights, champion, shadow_pct)
+            manifests.route(self._where, self.name, given, champion, shadow_pct)
         )
         self._await_accepted(found["metadata"]["generation"])
         if lease_s is None:
             lease.drop()
+
+    def _without_dead_ends(
+        self, weights: Mapping[Slot, float], champion: Slot
+    ) -> dict[Slot, float]:
+        """Leave to the champion what a slot without a ready replica would answer with 503."""
+        given = dict(weights)
+        for slot, weight in weights.items():
+            if slot != champion and weight and not self._replicas(slot):
+                logger.warning("slot %s of %s has no ready replica: no traffic", slot, self.name)
+                given[champion] += weight
+                given[slot] = 0
+        return given
 
     def _await_accepted(self, generation: int) -> None:
         """Wait until a Gateway has taken the route as it is now."""
@@ -238,7 +251,8 @@ class PodsTarget:
         raise Unavailable(f"HTTPRoute {self._cluster.namespace}/{manifests.slug(self.name)}: {why}")
 
     def renew(self, lease_s: float) -> bool:
-        return Lease(self._cluster, self.name).renew(lease_s)
+        # what was withheld is asked for again: the caller sets its weights anew
+        return not self._withheld and Lease(self._cluster, self.name).renew(lease_s)
 
     def observe(self, since: int) -> Observation:
         """Merge the records of all replicas; each has its own numbers, ours count the merged ones.
