@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from trainyard.data.check import check  # noqa: PLC0415  (numba: not for --help)
 
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # a retry is no news, its end is
     spec, settings = _settings(args)
     try:
         verdict = check(spec, args.out, previous=args.previous, progress=_progress(), **settings)

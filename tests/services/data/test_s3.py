@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,3 +65,9 @@ def test_an_endpoint_that_does_not_answer_is_named(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:9 did not answer"):
         list(read_samples("s3://data/x.jsonl"))
+    command = [sys.executable, "-m", "trainyard", "check", "s3://data/x.jsonl"]
+    command += ["--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not list(tmp_path.iterdir())

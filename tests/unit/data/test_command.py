@@ -1,4 +1,6 @@
 import json
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +41,22 @@ def test_what_cannot_be_read_is_exit_two_and_one_line(
     said = capsys.readouterr().err
     assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_terminal_sees_progress_and_a_pipe_does_not(
+    write_rows: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write_rows(*ROWS)
+    command = [sys.executable, "-m", "trainyard", "check", str(file), "--out", str(tmp_path / "o")]
+    terminal, end = pty.openpty()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=end, check=True)
+    os.close(end)
+    shown = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert "checking rows 100%" in shown
+    assert shown.endswith("\r\x1b[K"), "the line is wiped at the end"
+    piped = subprocess.run(command, capture_output=True, check=True)
+    assert (piped.stdout, piped.stderr) == (done.stdout, b"")
 
 
 def test_checking_imports_neither_torch_nor_prefect(
