@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
@@ -26,10 +26,10 @@ from trainyard.release.job import Job
     retry_condition_fn=worth_retrying,
     timeout_seconds=6 * 3600,
 )
-def check(job: Job, where: Literal["here"] | ChunkRunner = HERE) -> data.Checked:
-    runner = None if where == HERE else partial(run_chunks, where)
+def check(job: Job, where: ChunkRunner) -> data.Checked:
+    run = data.run if where.runner == HERE else partial(data.run, runner=partial(run_chunks, where))
     try:
-        return data.run(job, shown("data"), previous=data.previous(job), runner=runner)
+        return run(job, shown("data"), previous=data.previous(job), processes=where.workers or 0)
     finally:
         report = job.folder / "data" / "report.md"
         if report.exists():

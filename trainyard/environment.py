@@ -15,13 +15,14 @@ HERE: Literal["here"] = "here"
 
 
 class ChunkRunner(Frozen):
-    """What runs the chunks of a data check: a Prefect task runner and its size."""
+    """What runs the chunks of a data check."""
 
-    runner: Literal["threads", "processes", "dask", "ray"]
-    """dask and ray need `prefect-dask` or `prefect-ray` where the release runs."""
+    runner: Literal["here", "threads", "processes", "dask", "ray"] = HERE
+    """here: processes of the check itself. Else a Prefect task runner; dask and ray need
+    `prefect-dask` or `prefect-ray` where the release runs."""
 
     workers: PositiveInt | None = None
-    """Threads, or processes of one on this machine; by default one per core."""
+    """Threads or processes on this machine; by default one per core."""
 
     address: str | None = None
     """Of a Dask scheduler or a Ray head that runs already. Its workers share this working folder
@@ -29,16 +30,16 @@ class ChunkRunner(Frozen):
 
     @model_validator(mode="after")
     def _either_here_or_there(self) -> "ChunkRunner":
-        if self.address and self.runner in ("threads", "processes"):
-            raise ValueError(f"{self.runner} run on this machine: leave out address")
+        if self.address and self.runner not in ("dask", "ray"):
+            raise ValueError(f"{self.runner} runs on this machine: leave out address")
         if self.address and self.workers:
             raise ValueError("a cluster that runs already has its size: leave out workers")
         return self
 
 
 class Environment(Frozen):
-    data: Literal["here"] | ChunkRunner = HERE
-    """`here`: processes of the release itself, one per core. Or what runs the chunks instead."""
+    data: ChunkRunner = ChunkRunner()
+    """What runs the chunks of the data check."""
 
     training: str = HERE
     """`here`, or the `flow/deployment` that trains."""

@@ -13,7 +13,7 @@ from tasks import data as task
 from tests.services.registry.test_registration import facts
 from trainyard import lineage, registration, version
 from trainyard.data.check import check
-from trainyard.environment import HERE, ChunkRunner
+from trainyard.environment import ChunkRunner
 from trainyard.errors import InputError
 from trainyard.recipe import Recipe, read_recipe
 from trainyard.recipe.data import DataSpec, Limits
@@ -108,7 +108,7 @@ def checked(recipe: Recipe, home: Path, run_id: str) -> data.Checked:
 
     @flow
     def release() -> data.Checked:
-        return task.check(job, HERE)
+        return task.check(job, ChunkRunner())
 
     return release()
 

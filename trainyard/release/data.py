@@ -120,6 +120,7 @@ def run(
     progress: Progress,
     *,
     previous: Previous | None = None,
+    processes: int = 0,
     runner: Runner | None = None,
 ) -> Checked:
     """Raises Refused, with what was found, when the rows must not be trained on."""
@@ -136,6 +137,7 @@ def run(
                 base_model=job.base().path,
                 max_seq_len=recipe.train.max_seq_len,
                 previous=previous.folder if previous is not None else None,
+                processes=processes,
                 runner=runner,
                 progress=lambda what, done, of: progress(done / max(of, 1), what),
             )
