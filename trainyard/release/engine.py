@@ -63,6 +63,9 @@ def check(recipe: Recipe) -> None:
     for suite in recipe.evaluate.suites:
         if isinstance(suite, HarnessSuite):
             harness.check(suite)
+    merged = recipe.evaluate.parity.merged
+    if merged is not None and not (Path(merged) / "config.json").is_file():
+        raise InputError(f"evaluate.parity.merged: {merged} has no config.json; name a whole model")
     perplexity = [s.name for s in recipe.evaluate.suites if isinstance(s, PerplexitySuite)]
     served = recipe.evaluate.generation == "endpoint"
     if recipe.deploy.engine == "tgi" and perplexity and served:

@@ -75,9 +75,11 @@ def _other_files(recipe: Recipe) -> dict[str, str]:
     named += [found["file"] for found in metrics if found]
     guards = [suite.guard for suite in recipe.evaluate.suites if isinstance(suite, SafetySuite)]
     named += [guard.labels for guard in guards]
-    for suite in recipe.evaluate.suites:
-        if isinstance(suite, HarnessSuite):
-            named += [*suite.tasks, *(str(p) for p in Path(suite.folder or "-").rglob("*"))]
+    harnesses = [s for s in recipe.evaluate.suites if isinstance(s, HarnessSuite)]
+    named += [task for suite in harnesses for task in suite.tasks]
+    folders = [recipe.evaluate.parity.merged, *(guard.folder for guard in guards)]
+    folders += [suite.folder for suite in harnesses]
+    named += [str(path) for folder in folders if folder for path in Path(folder).rglob("*")]
     return {name: files.digest_file(Path(name)) for name in named if name and Path(name).is_file()}
 
 

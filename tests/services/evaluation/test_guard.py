@@ -80,7 +80,7 @@ def run(tmp_path, openai_server, chat):
                  "measure": "harmful", "guard": guard}  # fmt: skip
         spec = EvaluateSpec.model_validate({"suites": [suite], "timeout_s": 60})
         arm = openai_server(lambda path, body: (200, chat(answer), {}), ["m"])
-        evaluate(spec, {"candidate": Arm(arm.url, "m", "d")}, tmp_path / "out")
+        evaluate(spec, {"candidate": Arm(arm.url, "m", answer)}, tmp_path / "out")
         return decide([GATE], read_scores(tmp_path / "out" / "scores.jsonl")), spec
 
     return run

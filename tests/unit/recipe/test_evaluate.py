@@ -35,6 +35,12 @@ def test_a_harness_that_is_not_installed_is_refused_at_plan_time():
         engine.check(asks)
 
 
+def test_a_merged_model_that_is_none_is_refused_at_plan_time(tmp_path):
+    asks = read_recipe(QUICK, {"evaluate.parity.merged": str(tmp_path)})
+    with pytest.raises(InputError, match=r"has no config.json; name a whole model"):
+        engine.check(asks)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
