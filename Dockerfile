@@ -21,14 +21,6 @@ RUN python3 requirements.py pyproject.toml ${EXTRAS} > all && python3 -m venv /o
     && /opt/venv/bin/python -m pip install --quiet --find-links . --constraint constraints.txt \
     --requirement all && find /opt/venv -name __pycache__ -prune -exec rm -rf {} +
 
-FROM build AS build-gpu
-ARG EXTRAS="train unsloth wandb signing docker kubernetes"
-# the CUDA build of torch names its own triton
-RUN sed -i '/^triton==/d' constraints.txt && python3 requirements.py pyproject.toml ${EXTRAS} > all && python3 -m venv /opt/venv \
-    && /opt/venv/bin/python -m pip install --quiet --constraint constraints.txt --requirement all \
-    && /opt/venv/bin/python -m pip install --quiet --constraint constraints.txt --no-deps \
-    unsloth unsloth_zoo && find /opt/venv -name __pycache__ -prune -exec rm -rf {} +
-
 FROM ${BASE} AS user
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp HF_HOME=/app/.cache/huggingface HF_HUB_OFFLINE=1 PREFECT_HOME=/tmp/prefect \
@@ -42,12 +34,20 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=120s CMD ["python", "-c"
     "import os, urllib.request as r; u = os.environ.get('HEALTH_URL'); u and r.urlopen(u, timeout=5)"]
 CMD ["python", "-m", "trainyard", "--help"]
 
-FROM user AS gpu
-COPY --from=build-gpu /opt/venv /opt/venv
+FROM user AS cpu
+COPY --from=build-cpu /opt/venv /opt/venv
 COPY . .
 USER 10001:10001
 
-FROM user AS cpu
-COPY --from=build-cpu /opt/venv /opt/venv
+FROM build AS build-gpu
+ARG EXTRAS="train unsloth wandb signing docker kubernetes"
+# the CUDA build of torch names its own triton
+RUN sed -i '/^triton==/d' constraints.txt && python3 requirements.py pyproject.toml ${EXTRAS} > all && python3 -m venv /opt/venv \
+    && /opt/venv/bin/python -m pip install --quiet --constraint constraints.txt --requirement all \
+    && /opt/venv/bin/python -m pip install --quiet --constraint constraints.txt --no-deps \
+    unsloth unsloth_zoo && find /opt/venv -name __pycache__ -prune -exec rm -rf {} +
+
+FROM user AS gpu
+COPY --from=build-gpu /opt/venv /opt/venv
 COPY . .
 USER 10001:10001
