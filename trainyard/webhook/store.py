@@ -14,8 +14,8 @@ from trainyard.webhook.payload import Proposal, Push
 from trainyard.webhook.proof import Delivery
 
 KEPT_S = 90 * 24 * 3600.0
-BACKOFF_S = (5, 30, 120, 600, 1800)
-"""Between tries at work whose service did not answer; about 40 minutes, then the poll goes on."""
+BACKOFF_S = (2, 10, 60, 300, 1800)
+"""Between tries at work whose service did not answer; about 36 minutes, then the poll goes on."""
 
 _UNFINISHED = "('SCHEDULED', 'PENDING', 'RUNNING', 'PAUSED', 'CANCELLING')"
 _SCHEMA = """

@@ -39,7 +39,7 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def eventually(what: Callable[[], Found | None], seconds: float = 90) -> Found:
+def eventually(what: Callable[[], Found | None], seconds: float = 150) -> Found:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := what():
@@ -61,7 +61,7 @@ class Repository:
                 file.unlink()
             else:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(text)
+                file.write_text(text, errors="surrogateescape")  # a row that is not UTF-8
         git(self.work, "add", "-A")
         git(self.work, "commit", "-q", "--allow-empty", "-m", "change")
         return git(self.work, "rev-parse", "HEAD")

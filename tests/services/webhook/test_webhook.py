@@ -59,7 +59,7 @@ def test_a_merge_request_is_answered_with_a_plan_that_is_updated_in_place(
     world: World, provider: str
 ) -> None:
     where, forge = world.repositories[f"{provider}:{provider}/proposals"], world.forges[provider]
-    rows = Path("recipes/quickstart/train.jsonl").read_text()
+    rows = Path("recipes/quickstart/train.jsonl").read_text(errors="surrogateescape")
     head = where.commit(
         {
             "recipes/quickstart.yaml": RECIPE.replace("rank: 16", "rank: 8"),
