@@ -58,6 +58,8 @@ class WorkPool(BaseModel):
         properties = template["variables"]["properties"]
         for name, value in self.variables.items():
             properties[name]["default"] = value
+        if self.type == "kubernetes" and (namespace := os.environ.get("TRAINYARD_NAMESPACE")):
+            properties["namespace"]["default"] = namespace
         for name in self.removed:
             del properties[name]
         properties |= self.added

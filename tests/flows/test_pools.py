@@ -109,6 +109,12 @@ def test_a_run_cannot_drop_the_limits(name: str) -> None:
     assert rendered.privileged is False
 
 
+def test_the_environment_names_the_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAINYARD_NAMESPACE", "trainyard-staging")
+    job = render(POOLS["cpu-kubernetes"]).job_manifest
+    assert job["metadata"]["namespace"] == "trainyard-staging"
+
+
 def test_no_gpu_at_all_is_refused() -> None:
     schema = POOLS["gpu-docker"].base_job_template()["variables"]
     with pytest.raises(jsonschema.ValidationError):
