@@ -2,10 +2,12 @@
 
 `python bench/data_check.py --rows 10000 100000` writes seeded Alpaca rows of about 760 bytes with a
 truth per line, checks them in a process of its own, and compares. CPU is compared with parsing the
-same lines with orjson in the same run, so that the figure means the same on any machine.
+same lines with orjson in the same run, so that the figure means the same on any machine: of the
+whole process, and (warm) of a second check in one process, without its start and imports.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -232,24 +234,34 @@ import json, sys
 from pathlib import Path
 from trainyard.data.check import check
 from trainyard.recipe.data import Checks, DataSpec
-folder, base = Path(sys.argv[1]), sys.argv[2]
+import os, resource, time
+folder, base, warm = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "warm"
 spec = DataSpec(train=(str(folder / "rows.jsonl"),), over_length="truncate",
                 checks=Checks(leak="quarantine"))
-found = check(spec, folder / "out", eval_sets=[str(folder / "eval.jsonl")],
-              base_model=Path(base) if base else None, max_seq_len=1024 if base else None)
-print(json.dumps({"lines": found.lines, "tokens": found.tokens}))
+def once():
+    before = time.process_time()
+    found = check(spec, folder / "out", eval_sets=[str(folder / "eval.jsonl")],
+                  base_model=Path(base) if base else None, max_seq_len=1024 if base else None,
+                  processes=1 if warm else 0)
+    return found, time.process_time() - before
+found, seconds = once()
+if warm:
+    found, seconds = once()
+print(json.dumps({"lines": found.lines, "tokens": found.tokens, "check_s": seconds}))
 """
 
 
-def measure(folder: Path, base: str) -> dict[str, float]:
+def measure(folder: Path, base: str, way: str = "") -> dict[str, float]:
+    """A check in a process of its own; `way` "warm": twice in one process, the second is meant."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     child = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder), base], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM, str(folder), base, way], stdout=subprocess.PIPE, text=True
     )
-    tree, peak = psutil.Process(child.pid), 0
+    tree, peak, largest = psutil.Process(child.pid), 0, 0
     while child.poll() is None:
-        peak = max(peak, resident(tree))
+        sizes = resident(tree)
+        peak, largest = max(peak, sum(sizes)), max(largest, *sizes, 0)
         time.sleep(0.05)
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -257,17 +269,17 @@ def measure(folder: Path, base: str) -> dict[str, float]:
     if child.returncode:
         raise SystemExit(f"the check exited with {child.returncode}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"cpu_s": cpu, "wall_s": seconds, "rss_gib": peak / 2**30, **json.loads(output)}
+    memory = {"rss_gib": peak / 2**30, "largest_gib": largest / 2**30}
+    return {"cpu_s": cpu, "wall_s": seconds, **memory, **json.loads(output)}
 
 
-def resident(tree: psutil.Process) -> int:
-    total = 0
-    try:
+def resident(tree: psutil.Process) -> list[int]:
+    """Resident bytes of each process; pages that two share count twice."""
+    sizes = []
+    with contextlib.suppress(psutil.Error):
         for process in [tree, *tree.children(recursive=True)]:
-            total += process.memory_info().rss
-    except psutil.Error:
-        return total
-    return total
+            sizes.append(process.memory_info().rss)
+    return sizes
 
 
 def compare(folder: Path) -> tuple[Counter[str], Counter[str], Counter[str]]:
@@ -336,7 +348,8 @@ def main() -> None:
     )
     print(
         f"{'rows':>9} {'MB':>6} {'CPU s':>7} {'wall s':>7} {'parse s':>8} {'ratio':>6} "
-        f"{'rows/CPU-s':>11} {'RSS GiB':>8} {'planted':>8} {'missed':>7} {'wrong':>6}"
+        f"{'warm':>6} {'rows/CPU-s':>11} {'RSS GiB':>8} {'largest':>8} "
+        f"{'planted':>8} {'missed':>7} {'wrong':>6}"
     )
     results = []
     for rows in options.rows:
@@ -347,20 +360,24 @@ def main() -> None:
         parse = min(parse_cpu(file) for _ in range(3 if rows <= 100_000 else 2))
         found = measure(folder, base)
         planted, missed, wrong = compare(folder)
+        warm = measure(folder, base, "warm")["check_s"] if rows <= 100_000 else None
         result = {
             "rows": rows,
             "cpu_s": round(found["cpu_s"], 2),
             "wall_s": round(found["wall_s"], 2),
             "ratio": round(found["cpu_s"] / parse, 1),
             "rows_per_cpu_s": round(rows / found["cpu_s"]),
+            "ratio_warm": round(warm / parse, 1) if warm is not None else None,
             "rss_gib": round(found["rss_gib"], 2),
+            "largest_gib": round(found["largest_gib"], 2),
             "tokens": found["tokens"],
         }
         results.append(result)
         print(
             f"{rows:>9,} {file.stat().st_size / 1e6:>6.0f} {result['cpu_s']:>7} "
             f"{result['wall_s']:>7} {parse:>8.2f} {result['ratio']:>6} "
-            f"{result['rows_per_cpu_s']:>11,} {result['rss_gib']:>8} {planted.total():>8,} "
+            f"{result['ratio_warm'] or '':>6} {result['rows_per_cpu_s']:>11,} "
+            f"{result['rss_gib']:>8} {result['largest_gib']:>8} {planted.total():>8,} "
             f"{missed.total():>7,} {wrong.total():>6,}"
         )
         for code in sorted({*planted, *wrong}):

@@ -17,8 +17,9 @@ from trainyard.data.rows import RowReader
 from trainyard.data.structure import refuse_unusable
 
 SYSTEM = ("system", "developer")
-Lane = tuple[str, str | None, str, tuple[str, ...]]
-"""Columns of the question, of more of it, of the answer, and those kept as metadata."""
+Lane = tuple[str, str | None, str, tuple[str, ...], int]
+"""Columns of the question, of more of it, of the answer, and those kept as metadata; and how many
+bytes beyond question and answer a line has at least when it gives a key twice."""
 
 
 @dataclass
@@ -67,7 +68,7 @@ class BatchReader:
 
     def __init__(self, reader: RowReader) -> None:
         self.reader = reader
-        self.lanes: dict[tuple[str, ...], Lane | None] = {}
+        self.lanes: dict[tuple[str, ...], Lane] = {}
         mapped = reader.renamed or reader.spec.only_columns
         self.plain = reader.table.records == "json" and not mapped
 
@@ -78,13 +79,15 @@ class BatchReader:
         for position, raw in enumerate(records.raw):
             try:
                 row = loads(raw)
-                question, more, answer, spare = lanes[tuple(row)]  # type: ignore[misc]
+                question, more, answer, spare, twice = lanes[tuple(row)]
                 asked, told = row[question], row[answer]
-                # Outside strings `":` ends a key and nothing else: more of them need a closer look.
-                usual = type(asked) is type(told) is str and raw.count(b'":') == len(row)
+                usual = type(asked) is type(told) is str
                 if more is not None and (extra := row[more]):
                     usual = usual and type(extra) is str
                     asked = f"{asked}\n{extra}" if asked else extra
+                # outside strings `":` ends a key and nothing else: more of them need a closer look
+                if usual and len(raw) - len(asked) - len(told) >= twice:
+                    usual = raw.count(b'":') == len(row)
             except (orjson.JSONDecodeError, KeyError, TypeError):
                 usual = False
             if not usual or len(raw) > longest:
@@ -140,7 +143,9 @@ def lane_of(shapes: Shapes, columns: tuple[str, ...]) -> Lane | None:
     if {"system", "history", "tools", "images", "image"} & {*columns}:
         return None
     spare = tuple(c for c in columns if c not in shape.needs | shape.may)
-    return "instruction", "input" if "input" in columns else None, "output", spare
+    # `"k":0,` for a key, less one each for an input of 0 and for what joins question and input
+    twice = len(orjson.dumps(dict.fromkeys(columns, ""))) + min(map(len, columns)) + 5 - 2
+    return "instruction", "input" if "input" in columns else None, "output", spare, twice
 
 
 def texts_of(body: Body) -> tuple[str, str, str, bool]:

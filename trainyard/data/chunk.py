@@ -111,7 +111,7 @@ class ChunkCheck:
         facts = np.zeros(len(batch), FACTS)
         taken = np.array(batch.taken)
         facts["line"], facts["offset"] = some.lines[taken], some.offsets[taken]
-        facts["length"] = [len(some.raw[i]) - some.raw[i].endswith(b"\n") for i in batch.taken]
+        facts["length"] = some.lengths[taken]
         facts["kind"], facts["turns"], facts["samples"] = KIND["sft"], 2, 1
         for i, body in batch.bodies.items():
             facts["kind"][i] = KIND[body["kind"]]
@@ -187,10 +187,10 @@ class ChunkCheck:
 
     def _structure(self, batch: Batch, facts: Any) -> None:
         """Note what is wrong with roles, tools, images and the end of the answer."""
-        for i, told in enumerate(batch.told):
-            if told[-1:] in ENDS and "```" not in told and i not in batch.bodies:
-                continue  # nothing of it can be wrong with such an answer
-            body = batch.body(i)
+        # nothing can be wrong with an answer that ends like a sentence, in a row that is no more
+        open_ended = (i for i, t in enumerate(batch.told) if t[-1:] not in ENDS or "```" in t)
+        for i in sorted({*open_ended, *batch.bodies}):
+            body, told = batch.body(i), batch.told[i]
             for code, detail in findings(body, self.table.folder, i not in batch.bodies, told):
                 self._note(facts, i, code, detail)
 

@@ -81,6 +81,8 @@ class Records:
     raw: list[bytes]
     """As in the file, a line end included where there is one."""
     offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    """In bytes, without the line end."""
     lines: NDArray[np.int64]
 
 
@@ -93,8 +95,12 @@ def batches(chunk: Chunk, size: int = 4096) -> Iterator[Records]:
     with chunk.table.path.open("rb", buffering=1 << 18) as opened:
         opened.seek(offset)
         while line < after and (raw := list(islice(opened, min(size, after - line)))):
-            ends = offset + np.cumsum(np.fromiter(map(len, raw), np.int64, len(raw)))
-            yield Records(raw, np.r_[offset, ends[:-1]], np.arange(line, line + len(raw)))
+            sizes = np.fromiter(map(len, raw), np.int64, len(raw))
+            ends = offset + np.cumsum(sizes)
+            lengths = sizes - 1
+            lengths[-1] += not raw[-1].endswith(b"\n")
+            lines = np.arange(line, line + len(raw))
+            yield Records(raw, ends - sizes, lengths, lines)
             offset, line = int(ends[-1]), line + len(raw)
     if offset != chunk.end:
         raise InputError(f"{chunk.table.name} changed while it was read: start again")
@@ -108,4 +114,4 @@ def _indexed(chunk: Chunk, size: int) -> Iterator[Records]:
             opened.seek(int(starts[0]))
             content = opened.read(int(starts[-1] + lengths[-1] - starts[0]))
             places = zip((starts - starts[0]).tolist(), lengths.tolist(), strict=True)
-            yield Records([content[a : a + n] for a, n in places], starts, lines)
+            yield Records([content[a : a + n] for a, n in places], starts, lengths, lines)

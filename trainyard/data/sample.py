@@ -1,13 +1,14 @@
 """Grams that are common in the data itself: the words of a template, not of a row."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from trainyard.data.grams import LONG_GRAM, PROMPT_GRAM
 from trainyard.data.leakage import asked_and_told
-from trainyard.data.lines import Chunk, records
+from trainyard.data.lines import Chunk, Records, batches
 from trainyard.data.messages import RowProblem
 from trainyard.data.rows import RowReader
 from trainyard.data.shingles import distinct_grams
@@ -65,13 +66,20 @@ def _sample(
     for chunk, source in chosen:
         reader = RowReader(chunk.table, source, max_bytes)
         every = max(1, chunk.lines // per_chunk)
-        for line, (_, _, raw) in enumerate(records(chunk)):
-            if line % every:
-                continue
+        parts = (some.raw[-seen % every :: every] for seen, some in _counted(chunk))
+        for raw in chain.from_iterable(parts):
             try:
-                body, _ = reader.read(raw)
+                body, _ = reader.read(raw.removesuffix(b"\n"))
             except RowProblem:
                 continue
             asked, told = asked_and_told(body)
             texts.setdefault(told.encode() + asked.encode(), (asked.encode(), told.encode()))
     return list(texts.values())
+
+
+def _counted(chunk: Chunk) -> Iterator[tuple[int, Records]]:
+    """Records in batches, and how many there were before."""
+    seen = 0
+    for some in batches(chunk):
+        yield seen, some
+        seen += len(some.raw)

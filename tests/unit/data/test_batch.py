@@ -29,7 +29,7 @@ rows = st.fixed_dictionaries(
 def read(content: list[bytes]) -> Batch:
     nothing = np.zeros(len(content), np.int64)
     return BatchReader(RowReader(TABLE, SourceSpec(path=""))).read(
-        Records(content, nothing, nothing)
+        Records(content, nothing, nothing, nothing)
     )
 
 
@@ -37,7 +37,10 @@ def read(content: list[bytes]) -> Batch:
 @given(st.lists(rows, max_size=20))
 def test_rows_are_those_of_the_reader_whatever_came_before(given: list[dict[str, Any]]) -> None:
     content = [orjson.dumps(row) + b"\n" for row in given]
-    content += [line.replace(b'"output"', b'"id"') for line in content[:2]]  # keys given twice
+    for key in (b"output", b"input", b"instruction"):  # keys given twice
+        for value in (b"0", b'""', b'"b"'):
+            again = b',"%b":%b}\n' % (key, value)
+            content += [line.removesuffix(b"}\n") + again for line in content[: len(given)]]
     batch, usable = read(content), 0
     expected: list[tuple[int, str, str]] = []
     for position, raw in enumerate(content):
