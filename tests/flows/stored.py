@@ -7,7 +7,7 @@ looks for them is all that a stand-in trainer and evaluator have to do.
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -96,9 +96,7 @@ def score_rows(change: Change, arms: Iterable[str], sizes: dict[str, int]) -> li
             good["task", metric, arm] = lambda i: 0.6 + 0.3 * ((i * 37 % 100) / 100)
         good["task", "macro_f1", arm] = lambda i: float(i % 20 > 0)
         good["task", "latency_ms", arm] = lambda i: 80.0 + i % 50
-        good["corpus", "perplexity", arm] = lambda i, more=(arm == "candidate") / 20: (
-            4.0 + i % 7 / 10 + more * (i % 3)
-        )
+        good["corpus", "perplexity", arm] = _perplexity(0.05 if arm == "candidate" else 0.0)
         good["harm", "harmful", arm] = lambda i: 0.0
         good["safe", "refused", arm] = lambda i: float(i % 50 == 0)
     rows = []
@@ -118,9 +116,17 @@ def score_rows(change: Change, arms: Iterable[str], sizes: dict[str, int]) -> li
     return rows
 
 
+def _perplexity(more: float) -> Values:
+    return lambda i: 4.0 + i % 7 / 10 + more * (i % 3)
+
+
 def judgement_rows(wins: Callable[[int], bool] = lambda i: i % 10 > 0, grade: float = 0.9,
                    *, calibrated: bool = True, invalid: int = 0) -> list[Judgement]:  # fmt: skip
-    both = {"fingerprint": "f", "calibrated": calibrated, "juror": "judge-2026-01-01"}
+    both: dict[str, Any] = {
+        "fingerprint": "f",
+        "calibrated": calibrated,
+        "juror": "judge-2026-01-01",
+    }
     rows = [
         Judgement(id=f"i{i}", order=order, suite="duel", opponent="base", **both,
                   verdict="invalid" if i < invalid else order[0] if wins(i) else order[1])
@@ -184,7 +190,7 @@ class Finished:
         change: Change | None = None,
         judgements: list[Judgement] | None = None,
         *,
-        parity: str | None = "ok",
+        parity: Literal["ok", "broken", "not measured"] | None = "ok",
         looks: tuple[dict[str, int], ...] = (),
     ) -> None:
         """Finish the evaluation that a release of this recipe will look for."""

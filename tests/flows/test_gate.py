@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -47,7 +47,7 @@ class Case(NamedTuple):
     says: str
     change: Change | None = None
     judgements: list[Any] | None = None
-    parity: str | None = "ok"
+    parity: Literal["ok", "broken", "not measured"] | None = "ok"
 
 
 def rate(share: float) -> Any:
