@@ -1,6 +1,7 @@
 """Stage `evaluate`: candidate, base and champion answer the same questions, from one engine."""
 
 import logging
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -219,11 +220,12 @@ def means(scores: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Mean of every metric per suite and arm, for display: gates read the scores themselves."""
     sums: dict[tuple[str, str, str], tuple[float, float]] = {}
     for score in read_scores(scores):
-        if score.value is not None:
+        if score.value is not None and math.isfinite(score.value):  # its gate is INVALID
             key = (score.suite, score.metric, score.arm)
             total, weight = sums.get(key, (0.0, 0.0))
             sums[key] = (total + score.value * score.weight, weight + score.weight)
     shown: dict[str, dict[str, dict[str, float]]] = {}
     for (suite, metric, arm), (total, weight) in sums.items():
-        shown.setdefault(suite, {}).setdefault(metric, {})[arm] = total / weight
+        if weight > 0:
+            shown.setdefault(suite, {}).setdefault(metric, {})[arm] = total / weight
     return shown
