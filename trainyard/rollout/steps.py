@@ -116,7 +116,7 @@ class Rollout:
     def _prove(self) -> None:
         try:
             self.prove()
-        except TrainyardError as error:
+        except (TrainyardError, OSError) as error:
             raise Aborted(str(error)) from error
 
     def _record(
