@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from trainyard import changes, lineage, needs, registration
 from trainyard.errors import TrainyardError, Unavailable
 from trainyard.evaluation.run import planned
@@ -53,7 +55,7 @@ class Plan(Frozen):
     problems: list[str]
     """What can never work: a release with these does not start."""
     notes: list[str]
-    changes: list[str] = []
+    changes: list[str] = Field(default_factory=list)
     """Keys that differ from the recipe it is compared with, in words."""
 
     @property
@@ -148,9 +150,7 @@ def _gates(recipe: Recipe, champion: Champion | None) -> tuple[list[PlanGate], l
         Rules.of(recipe.evaluate, has_champion=champion is not None),
     )
     gates = [
-        PlanGate(
-            id=g.id, n=g.n, min_detectable=g.min_detectable, can_pass=g.can_pass, most=g.most
-        )
+        PlanGate(id=g.id, n=g.n, min_detectable=g.min_detectable, can_pass=g.can_pass, most=g.most)
         for g in found
     ]
     blocking = {gate.id for gate in recipe.gates if gate.severity == "block"}

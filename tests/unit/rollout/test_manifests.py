@@ -128,7 +128,7 @@ def test_weights_and_shadow_are_the_routes(version: ServedVersion) -> None:
 def test_weights_that_are_not_on_the_claim_are_refused(tmp_path: Path) -> None:
     spec, where = make()
     version = ServedVersion(name="m", digest="a" * 64, adapter=tmp_path, base=tmp_path)
-    with pytest.raises(InputError, match="is not below /app/.trainyard, where claim models"):
+    with pytest.raises(InputError, match=r"is not below /app/\.trainyard, where claim models"):
         manifests.deployment(spec, where, version, "blue")
 
 
