@@ -296,9 +296,7 @@ def quantile_bound(values: Floats, share: float, alpha: float) -> Bound:
 
 def negated(bound: Bound) -> Bound:
     # from 0.0, because -0.0 would be shown as -0
-    return replace(
-        bound, estimate=0.0 - bound.estimate, low=0.0 - bound.high, high=0.0 - bound.low
-    )
+    return replace(bound, estimate=0.0 - bound.estimate, low=0.0 - bound.high, high=0.0 - bound.low)
 
 
 def mapped(bound: Bound, function: Callable[[float], float]) -> Bound:
