@@ -28,8 +28,10 @@ unit: $(VENV)/dev ## no network, no Prefect, seconds
 flows: $(VENV)/dev ## a real Prefect server
 	$(PY) -m pytest tests/flows -q
 
+# one process an area, two at a time: what one area's libraries do to a process stays there
 services: $(VENV)/dev ## real servers, each skipped only with a printed reason
-	$(PY) -m pytest tests/services -q
+	@mkdir -p .pytest_cache && ls -d tests/services/*/ | xargs -P 2 -I@ bash -c 'log=.pytest_cache/$$(basename @).log; \
+		$(PY) -m pytest @ -q > $$log 2>&1; code=$$?; echo "== @"; cat $$log; exit $$code'
 
 e2e: $(VENV)/dev ## the quickstart, killed and rerun, canaried and rolled back
 	$(PY) -m pytest tests/e2e -q

@@ -31,6 +31,7 @@ class Hub:
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Hub, HubSpec]]:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     taken = Hub()
 
     class Handler(BaseHTTPRequestHandler):

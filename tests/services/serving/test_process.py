@@ -136,7 +136,7 @@ def test_a_full_queue_is_429_and_says_when_to_come_back(small: Running) -> None:
 def streaming_later(url: str) -> Iterator[None]:
     """A request that waits in the queue until the client hangs up."""
     host, port = url.removeprefix("http://").split(":")
-    body = b'{"model": "base", "messages": [{"role": "user", "content": "hello"}]}'
+    body = json.dumps(chat("base", **LONG)).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + body)
