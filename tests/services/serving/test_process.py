@@ -1,6 +1,7 @@
 """The server as a process: adapters that come and go, overload, hanging up, start and end."""
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
