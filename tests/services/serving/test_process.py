@@ -38,9 +38,9 @@ def metric(client: httpx.Client, name: str) -> float:
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> bool:
     end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
+    while not (held := condition()) and time.monotonic() < end:
         time.sleep(0.05)
-    return condition()
+    return held
 
 
 @pytest.fixture
@@ -148,6 +148,7 @@ def test_a_client_that_hangs_up_frees_its_place(small: Running) -> None:
     with httpx.Client(base_url=small.url, timeout=60, trust_env=False) as client:
         with streaming(small.url, **LONG):
             assert wait_for(lambda: metric(client, "vllm:num_requests_running") == 1)
+        assert wait_for(lambda: metric(client, "vllm:num_requests_running") == 0, 5)
         with streaming_later(small.url):
             assert wait_for(lambda: metric(client, "vllm:num_requests_running") == 1)
         assert wait_for(lambda: metric(client, "vllm:num_requests_running") == 0, 5)
