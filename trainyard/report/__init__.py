@@ -98,7 +98,7 @@ def examples(answers: Path, count: int = 5) -> list[dict[str, Any]]:
 
 
 def number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.4g}"
+    return "" if value is None else f"{value:z,.4g}"
 
 
 def percent(share: float | None) -> str:

@@ -54,7 +54,7 @@ def _without_interval(gate: Mapping[str, Any]) -> str:
         return "waits for people"
     if gate["estimate"] is None or gate["threshold"] is None:
         return "not measured"
-    return f"{gate['estimate']:.2g}, limit {gate['threshold']:.4g}"
+    return f"{gate['estimate']:z.2g}, limit {gate['threshold']:.4g}"
 
 
 def _forest_row(
@@ -78,7 +78,7 @@ def _forest_row(
         _text(limit, y + 19 if near else y - 16, f"limit {gate['threshold']:.4g}", "middle"),
         f'<line class="bar {style}" x1="{bar_low:.1f}" x2="{bar_high:.1f}" y1="{y}" y2="{y}"/>',
         f'<circle class="{style}" cx="{x(gate["estimate"]):.1f}" cy="{y}" r="4.5"/>',
-        _text(x(gate["estimate"]), y - 9, f"{gate['estimate']:.4g}", "middle"),
+        _text(x(gate["estimate"]), y - 9, f"{gate['estimate']:z.4g}", "middle"),
     ]
 
 
