@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import time
 from datetime import date
 
 import pytest
@@ -118,13 +119,14 @@ def world(tmp_path, openai_server, chat, calibrated):
             path = tmp_path / "labels.jsonl"
             path.write_text("".join(json.dumps(label) + "\n" for label in labels))
             prices = suite.pop("prices", {})
+            timeout_s = suite.pop("timeout_s", 60)
             juror = {"base_url": self.judge.url, "model": JUDGE, **prices}
             pairwise = {
                 "name": "duel", "kind": "pairwise", "data": str(tmp_path / "eval.jsonl"),
                 "opponent": "base", "jurors": [juror], "calibration": str(path), **suite,
             }  # fmt: skip
             return EvaluateSpec.model_validate(
-                {"suites": [pairwise], "timeout_s": 60, "concurrency": 4}
+                {"suites": [pairwise], "timeout_s": timeout_s, "concurrency": 4}
             )
 
         def run(self, judge=None, arms=None, out="out", warm=True, **suite):
@@ -243,6 +245,30 @@ def test_invalid_judgements_are_tried_again_then_count_as_losses(world, chat, br
     tries = [one["seed"] for one in world.judge.seen if blocks(one)["request"] == "ask 3"]
     assert len(tries) == 6
     assert len(set(tries)) == 3
+
+
+def test_a_busy_judge_is_asked_again_when_it_says_so(world, chat):
+    steady = fair(chat)
+    busy = iter([(429, {}, {"Retry-After": "0"}), (503, {}, {}), (429, {}, {"Retry-After": "1"})])
+    begin = time.monotonic()
+    found = world.run(lambda path, body: next(busy, None) or steady(path, body))
+    assert time.monotonic() - begin >= 1
+    assert found.verdict is Verdict.PASS
+    assert world.facts["duel"]["account"]["failures"] == {}
+    assert len(world.judge.seen) == 2 * N + 3
+
+
+def test_a_judge_that_hangs_is_invalid_there(world, chat):
+    steady = fair(chat)
+
+    def reply(path, body):
+        if blocks(body)["request"] in ("ask 3", "ask 4"):
+            time.sleep(2)
+        return steady(path, body)
+
+    found = world.run(reply, timeout_s=0.5)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert world.facts["duel"]["account"]["failures"] == {"transport": 4}
 
 
 def test_the_last_json_object_of_a_wordy_reply_counts(world, chat):
