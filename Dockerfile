@@ -41,8 +41,7 @@ USER 10001:10001
 
 FROM build AS build-gpu
 ARG EXTRAS="train unsloth wandb signing docker kubernetes"
-# the CUDA build of torch names its own triton
-RUN sed -i '/^triton==/d' constraints.txt && python3 requirements.py pyproject.toml ${EXTRAS} > all && python3 -m venv /opt/venv \
+RUN python3 requirements.py pyproject.toml ${EXTRAS} > all && python3 -m venv /opt/venv \
     && /opt/venv/bin/python -m pip install --quiet --constraint constraints.txt --requirement all \
     && /opt/venv/bin/python -m pip install --quiet --constraint constraints.txt --no-deps \
     unsloth unsloth_zoo && find /opt/venv -name __pycache__ -prune -exec rm -rf {} +
