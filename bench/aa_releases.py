@@ -73,14 +73,16 @@ def line(seed: int, decision: dict[str, Any], state: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--releases", type=int, default=20)
-    wanted = parser.parse_args().releases
+    parser.add_argument("--first-seed", type=int, default=1)
+    asked = parser.parse_args()
+    wanted, first = asked.releases, asked.first_seed
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True)
     print(f"{platform.machine()}, {os.cpu_count()} cores, commit {commit.strip()}", flush=True)
     file = ROOT / ".trainyard/aa.yaml"
     file.parent.mkdir(exist_ok=True)
     write_text(file, recipe())
     verdicts: Counter[str] = Counter()
-    for seed in range(1, wanted + 1):
+    for seed in range(first, first + wanted):
         decision = release(file, seed)
         summary = json.loads((decision["folder"] / "summary.json").read_text())
         stopped = summary["failed_stage"]
