@@ -65,7 +65,7 @@ def line(seed: int, decision: dict[str, Any], state: str) -> str:
     gates = "  ".join(
         f"{g['id']} {g['verdict']} {g['estimate']:.4f} [{g['low']:.4f}, {g['high']:.4f}]"
         for g in decision["gates"]
-        if g["estimate"] is not None
+        if g["low"] is not None
     )
     return f"seed {seed:<5} {decision['verdict']:<13} {state:<18} {gates}"
 
