@@ -18,6 +18,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from trainyard.training.plain import nf4
+
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
     "generation_config.json",
@@ -39,16 +41,7 @@ def merge(base: Path, adapter: Path, out: Path) -> None:
 
 
 def quantise(folder: Path, kind: str, out: Path) -> None:
-    config = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if kind == "int8"
-        else BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    )
+    config = BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else nf4(torch.bfloat16)
     where = {"": 0} if torch.cuda.is_available() else "cpu"
     model = load(folder, quantization_config=config, device_map=where)
     model.save_pretrained(out, safe_serialization=True)

@@ -17,17 +17,11 @@ def load_model(file: JobFile) -> Any:
     """Return the PEFT model; rank, scale and layers are the recipe's."""
     job, spec = file.job, file.job.spec
     dtype = torch.bfloat16 if arithmetic(file) == "bf16" else torch.float32
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
     base = AutoModelForCausalLM.from_pretrained(
         job.base_model,
         dtype=dtype,
         device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if job.gpus else "cpu",
-        quantization_config=quantization if spec.method == "qlora" else None,
+        quantization_config=nf4(dtype) if spec.method == "qlora" else None,
         trust_remote_code=job.trust_remote_code,
         use_safetensors=True,
         local_files_only=True,
@@ -47,6 +41,16 @@ def load_model(file: JobFile) -> Any:
     )
     torch.manual_seed(spec.seed)
     return get_peft_model(base, adapter)
+
+
+def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """QLoRA's 4 bits (Dettmers et al. 2023): NF4, double quantisation, arithmetic in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def arithmetic(file: JobFile) -> str:
