@@ -40,6 +40,13 @@ class Forge(Protocol):
 
 
 class _Api:
+    _rewrite = "PATCH"
+    """Method that writes over a comment."""
+
+    def _comments(self, repository: str, number: int) -> tuple[str, str]:
+        """Paths of a merge request's comments, and of the folder that one is changed in."""
+        raise NotImplementedError
+
     def __init__(self, session: aiohttp.ClientSession, hook: Hook) -> None:
         self._session = session
         self._hook = hook
@@ -88,6 +95,23 @@ class _Api:
                 break
         return found
 
+    async def comment(self, repository: str, number: int, body: str, known: str | None) -> str:
+        text = {"body": _marked(body)}
+        all_of_it, one_of_them = self._comments(repository, number)
+        known = known or await self._find(all_of_it)
+        if known:
+            try:
+                await self._call(self._rewrite, f"{one_of_them}/{known}", text)
+                return known
+            except (NotFound, Refused):  # deleted, or somebody else wrote it
+                pass
+        made = await self._call("POST", all_of_it, text)
+        return str(made["id"])
+
+    async def _find(self, path: str) -> str | None:
+        rows = await self._pages(f"{path}?")
+        return next((str(row["id"]) for row in rows if _is_ours(row)), None)
+
 
 class GitHub(_Api):
     """GitHub, Gitea and Forgejo: the latter two have the same paths and fields."""
@@ -99,22 +123,9 @@ class GitHub(_Api):
         body |= {"target_url": link} if link else {}
         await self._call("POST", f"repos/{repository}/statuses/{sha}", body)
 
-    async def comment(self, repository: str, number: int, body: str, known: str | None) -> str:
-        text = {"body": _marked(body)}
+    def _comments(self, repository: str, number: int) -> tuple[str, str]:
         comments = f"repos/{repository}/issues"
-        known = known or await self._find(f"{comments}/{number}/comments")
-        if known:
-            try:
-                await self._call("PATCH", f"{comments}/comments/{known}", text)
-                return known
-            except (NotFound, Refused):  # deleted, or somebody else wrote it
-                pass
-        made = await self._call("POST", f"{comments}/{number}/comments", text)
-        return str(made["id"])
-
-    async def _find(self, path: str) -> str | None:
-        rows = await self._pages(f"{path}?")
-        return next((str(row["id"]) for row in rows if _is_ours(row)), None)
+        return f"{comments}/{number}/comments", f"{comments}/comments"
 
     async def open_proposals(self, repository: str) -> list[Proposal]:
         rows = await self._pages(f"repos/{repository}/pulls?state=open&")
@@ -131,6 +142,8 @@ class GitHub(_Api):
 
 
 class GitLab(_Api):
+    _rewrite = "PUT"
+
     async def set_status(
         self, repository: str, sha: str, *, context: str, state: str, said: str, link: str | None
     ) -> None:
@@ -143,22 +156,9 @@ class GitLab(_Api):
             if "Cannot transition status" not in str(error):  # it has that state already
                 raise
 
-    async def comment(self, repository: str, number: int, body: str, known: str | None) -> str:
-        text = {"body": _marked(body)}
+    def _comments(self, repository: str, number: int) -> tuple[str, str]:
         notes = f"{_project(repository)}/merge_requests/{number}/notes"
-        known = known or await self._find(notes)
-        if known:
-            try:
-                await self._call("PUT", f"{notes}/{known}", text)
-                return known
-            except (NotFound, Refused):  # deleted, or somebody else wrote it
-                pass
-        made = await self._call("POST", notes, text)
-        return str(made["id"])
-
-    async def _find(self, path: str) -> str | None:
-        rows = await self._pages(f"{path}?")
-        return next((str(row["id"]) for row in rows if _is_ours(row)), None)
+        return notes, notes
 
     async def open_proposals(self, repository: str) -> list[Proposal]:
         rows = await self._pages(f"{_project(repository)}/merge_requests?state=opened&")
