@@ -8,9 +8,10 @@ from prefect import flow
 from flows import console
 from flows.evaluation import evaluation
 from flows.training import training
-from tasks import data, dispatch, gate, notify, plan, registry, report, rollout
+from tasks import approval, data, dispatch, gate, notify, plan, registry, report, rollout
 from tasks.policy import quiet_own_errors
 from trainyard.environment import HERE, Environment, read_environment
+from trainyard.errors import Refused
 from trainyard.gate import Decision, Verdict
 from trainyard.recipe import read_recipe
 from trainyard.release.champion import Champion
@@ -55,7 +56,8 @@ def release(
     Args:
         recipe: Path of the recipe's YAML file, from the repository's root.
         overrides: Dotted keys of the recipe and their values for this run, as {"train.rank": 8}.
-        environment: Where training and evaluation run: a file of deployments/environments.
+        environment: Where training and evaluation run, and where the version serves: a file of
+            deployments/environments.
         dry_run: Plan only: say what would run, be skipped and cost.
     """
     where = read_environment(environment)
@@ -85,6 +87,7 @@ def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> Non
         trained = train(job, checked, where)
         stage.came_to(trained)
     proven = prove(run, job, trained, where)
+    approve(run, job, trained.result.digest, where)
     with run.stage("register") as stage:
         candidate = Candidate(
             checked=checked,
@@ -97,7 +100,7 @@ def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> Non
         run.summary.version = registered.served_name
         stage.came_to(registered)
     with run.stage("rollout") as stage:
-        served = rollout.roll_out(job, registered)
+        served = rollout.roll_out(job, registered, where)
         run.summary.endpoint = served.endpoint
         stage.came_to(served)
 
@@ -124,6 +127,24 @@ def prove(run: Run, job: Job, trained: Trained, where: Environment) -> Proven:
                 gate.must_pass(decision)
                 return Proven(champion, evaluated, decision)
         job = larger
+
+
+def approve(run: Run, job: Job, digest: str, where: Environment) -> None:
+    """Where the recipe asks for it, no version is registered without a named person's yes."""
+    asked = approval.question(job, digest, where)
+    if asked is None:
+        return
+    passed = run.summary.verdict
+    with run.stage("approve") as stage:
+        if asked.answer is None:
+            run.summary.verdict, stage.reason = Verdict.PENDING_HUMAN, asked.words
+            report.write(job, run)
+        try:
+            given = approval.wait(job, asked)
+        except Refused:
+            run.summary.verdict = passed
+            raise
+        run.summary.verdict, stage.reason = passed, f"approved by {given.who}: {given.why}"
 
 
 def train(job: Job, checked: Checked, where: Environment) -> Trained:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from prefect import flow
 
+from tasks import approval
 from tasks import rollout as tasks
 from tasks.policy import quiet_own_errors
+from trainyard.environment import PRODUCTION
 from trainyard.release.rollout import Served
 
 quiet_own_errors()
@@ -20,4 +22,7 @@ def rollout(name: str, version: str = "candidate") -> Served:
         version: An alias (candidate, previous) or the beginning of a digest.
     """
     job, registered = tasks.find(name, version, Path(".trainyard"))
-    return tasks.roll_out(job, registered)
+    asked = approval.question(job, registered.digest, PRODUCTION)
+    if asked is not None:
+        approval.wait(job, asked)
+    return tasks.roll_out(job, registered, PRODUCTION)

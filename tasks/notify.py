@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_UI_URL
 
 from trainyard import notify, versions
+from trainyard.approval import Question
 from trainyard.recipe.notify import NotifySpec
 from trainyard.release.job import Job
 from trainyard.rollout import Rollback
@@ -28,6 +29,21 @@ def tell_release(job: Job, run: Run) -> None:
             {"report": Path(run.summary.report).absolute().as_uri()} if run.summary.report else {}
         )
         send(job.recipe.notify, notify.of_release(run.summary, run.folder, sys.exception(), links))
+    except Exception as error:  # a release never fails for its message
+        logger.warning("notify: %s: %s", type(error).__name__, error)
+
+
+def tell_approval(job: Job, asked: Question) -> None:
+    """A message that cannot be sent is a warning: the question stays open."""
+    if not job.recipe.notify.to:
+        return
+    try:
+        links = links_of(asked.flow_run_id)
+        report = job.folder / "report.html"
+        links |= {"report": report.absolute().as_uri()} if report.exists() else {}
+        words = f"{asked.served_name} for {asked.environment}"
+        message = notify.of_approval(job.recipe.name, words, links, until=asked.expires)
+        send(job.recipe.notify, message)
     except Exception as error:  # a release never fails for its message
         logger.warning("notify: %s: %s", type(error).__name__, error)
 

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.policy import RETRY_DELAYS_S, worth_retrying
 from trainyard import versions
+from trainyard.environment import Environment
 from trainyard.release import rollout
 from trainyard.release.job import Job
 from trainyard.release.version import Registered
@@ -16,12 +17,12 @@ from trainyard.rollout import Rollback, Rollout, StepRecord
 WHO = "release"
 
 
-def roll_out(job: Job, registered: Registered) -> rollout.Served:
+def roll_out(job: Job, registered: Registered, where: Environment) -> rollout.Served:
     """Run every step to its end; Refused when the version was sent back to the champion."""
-    controlled = rollout.begin(job, registered)
+    controlled = rollout.begin(job, registered, where)
     while (name := controlled.next_step) is not None:
         step.with_options(task_run_name=f"rollout: {name}")(controlled)
-    served = rollout.end(job, registered, controlled, WHO)
+    served = rollout.end(job, registered, controlled, WHO, where)
     create_table_artifact(
         key="rollout",
         table=[_row(done) for done in controlled.state.done],

@@ -1,4 +1,4 @@
-"""The command line. Exit 0: yes. 1: no (refused, failed, inconclusive). 2: could not be done.
+"""The command line. Exit 0: yes. 1: no (refused, failed). 2: could not be done. 3: people first.
 
 Each verb imports only what it needs, so that `--help` is instant and `check` starts without torch.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainyard.errors import Refused, TrainyardError
+from trainyard.errors import Refused, TrainyardError, Waiting
 
 Verb = Callable[[argparse.Namespace], int]
 HOME = Path(".trainyard")
@@ -24,7 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except TrainyardError as error:
-        return _fail(args, str(error), code=1 if isinstance(error, Refused) else 2)
+        waits = 3 if isinstance(error, Waiting) else 2
+        return _fail(args, str(error), code=1 if isinstance(error, Refused) else waits)
     except KeyboardInterrupt:
         return _fail(args, "interrupted", code=130)
     except BrokenPipeError:
@@ -244,6 +245,46 @@ def _run_rollback(args: argparse.Namespace) -> int:
     return 0
 
 
+def _promote(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("version", metavar="VERSION", help="NAME, NAME@DIGEST or NAME@ALIAS")
+    parser.add_argument(
+        "--to", default="production", metavar="ENVIRONMENT", help="default: production"
+    )
+    _add_common(parser)
+    parser.set_defaults(run=_run_promote)
+
+
+def _run_promote(args: argparse.Namespace) -> int:
+    from trainyard import promotion
+
+    done = promotion.promote(args.version, args.home, args.to)
+    _show(args, done.model_dump(mode="json"), f"{done.reason}\nendpoint  {done.endpoint}")
+    return 0
+
+
+def _approve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_id", metavar="RUN", help="the run that asks")
+    parser.add_argument("--by", required=True, metavar="NAME", help="as the recipe names you")
+    parser.add_argument("--why", required=True, help="goes into the lineage of the version")
+    parser.add_argument("--reject", action="store_true", help="say no")
+    _add_common(parser)
+    parser.set_defaults(run=_run_approve)
+
+
+def _run_approve(args: argparse.Namespace) -> int:
+    from trainyard import approval
+
+    asked = approval.asked_by(args.home, args.run_id)
+    choice: approval.Choice = "reject" if args.reject else "approve"
+    said = approval.Answer(choice=choice, who=args.by, why=args.why, time=approval.now_s())
+    done = approval.answer(args.home, asked, said)
+    words = f"{done.served_name} for {done.environment}: {choice} by {args.by}"
+    if not args.reject:
+        words += "; repeat what asked for it, it goes on from here"
+    _show(args, done.model_dump(mode="json"), words)
+    return 0
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--home", type=Path, default=HOME, help="state folder (default .trainyard)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -265,5 +306,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "reproduce": ("Make a version again and compare.", _reproduce),
     "keep": ("Tag a version so that no sweep takes it.", _keep),
     "sweep": ("Say, or delete, what nothing needs any more.", _sweep),
+    "promote": ("Give a version traffic in the next environment, as it is.", _promote),
+    "approve": ("Answer a release that waits for a named person.", _approve),
     "rollback": ("Put the former champion back.", _rollback),
 }

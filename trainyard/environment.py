@@ -1,13 +1,15 @@
-"""Where the heavy stages of a release run: `deployments/environments/<name>.yaml`."""
+"""Where a release runs and where its version serves: `deployments/environments/<name>.yaml`."""
 
 import difflib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from trainyard.errors import InputError
+from trainyard.recipe.approval import Place
 from trainyard.recipe.base import Frozen
+from trainyard.recipe.deploy import DeploySpec
 from trainyard.recipe.load import load
 
 FOLDER = Path("deployments/environments")
@@ -46,6 +48,37 @@ class Environment(Frozen):
 
     evaluation: str = HERE
     """`here`, or the `flow/deployment` that evaluates."""
+
+    serves: Place = "production"
+    """What a version that gets traffic here becomes: the registry's alias of that name."""
+
+    deploy: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the recipe's `deploy` that have other values here, as {port: 8701}."""
+
+    def home(self, home: Path) -> Path:
+        """Where the traffic of this place is on record; of production in the home folder itself."""
+        return home if self.serves == "production" else home / "environments" / self.serves
+
+    def deploy_of(self, spec: DeploySpec) -> DeploySpec:
+        """Raises InputError for keys or values that `deploy` does not take."""
+        try:
+            return DeploySpec.model_validate(spec.model_dump() | self.deploy)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InputError(
+                f"{FOLDER}, deploy of {self.serves}: {place}: {first['msg']}"
+            ) from None
+
+
+PRODUCTION = Environment()
+"""One machine: everything in one process, and what passes serves everybody."""
+
+
+def homes(home: Path) -> dict[str, Path]:
+    """Return place -> folder of every place that has traffic on record."""
+    others = {path.name: path for path in sorted((home / "environments").glob("*/"))}
+    return {"production": home} | others
 
 
 def read_environment(name: str) -> Environment:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from trainyard import files, inputs, process, registration, retention, storage, version, versions
+from trainyard.environment import homes
 from trainyard.errors import NotFound, TrainyardError
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.register import RegisterSpec, RegistrySpec
@@ -116,8 +117,9 @@ def roots(home: Path) -> Iterator[str]:
         registry = open_registries(versions.recipe_of(name, home).register, home)
         for digest in {*registry.aliases(name).values(), *registry.kept(name)}:
             yield from _version(name, digest)
-    for folder in (home / "serving").glob("*/"):
-        yield from _deployed(folder)
+    for place in homes(home).values():
+        for folder in (place / "serving").glob("*/"):
+            yield from _deployed(folder)
     for waiting in registration.parked(home):
         yield from _version(waiting.record.name, waiting.record.digest)
         yield from (f"{inputs.HELD}{sha256}" for sha256 in waiting.held)

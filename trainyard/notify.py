@@ -109,6 +109,8 @@ def _ending(summary: Summary, error: BaseException | None) -> tuple[Event, str]:
         return "success", f"{summary.verdict}: {summary.version} is released"
     if isinstance(error, Refused) and stage == "rollout":
         return "rolled_back", f"{summary.version} was sent back: the former champion serves"
+    if isinstance(error, Refused) and stage == "approve":
+        return "blocked", f"{name}: not approved, nothing ships"
     if isinstance(error, Refused):
         return "blocked", f"{name}: {summary.verdict or 'refused'} at {stage}, nothing ships"
     return "failure", f"{name} failed at {stage or 'its start'}"

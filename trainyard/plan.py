@@ -168,6 +168,10 @@ def _stages(job: Job, checked: Checked | None, champion: Champion | None) -> lis
     evaluated = evaluation.find(job, trained, rival) if trained else None
     stages.append(_stage("evaluate", evaluated is not None, NEW if trained else AFTER_TRAINING))
     stages.append(PlanStage(name="gate", action="run", reason=RUN_ALWAYS))
+    if job.recipe.deploy.approval is not None:
+        spec = job.recipe.deploy.approval
+        why = f"{' or '.join(spec.by)} says yes within {spec.expires_h:g} h"
+        stages.append(PlanStage(name="approve", action="run", reason=why))
     same = bool(trained and champion and champion.digest == trained.result.digest)
     for name in ("register", "rollout"):
         stages.append(_stage(name, same, NEW, "this version is champion already"))

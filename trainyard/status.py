@@ -72,7 +72,8 @@ def as_text(status: Status, newest: int = 10) -> str:
     for model in status.served:
         state = "ready" if model.ready else "not running"
         where = model.endpoint or "no gateway"
-        lines.append(f"  {model.name}  {model.champion or 'no champion'}  {state}  {where}")
+        at = "" if model.environment == "production" else f" in {model.environment}"
+        lines.append(f"  {model.name}{at}  {model.champion or 'no champion'}  {state}  {where}")
         if model.weight:
             lines.append(f"    canary {model.candidate} has {model.weight:g} %")
     return "\n".join([*lines, *([status.alarm] if status.alarm else [])])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainyard import attestation, files, lineage, reproduction, rollout, storage
+from trainyard import approval, attestation, files, lineage, reproduction, rollout, storage
 from trainyard.errors import InputError, NotFound
 from trainyard.lineage import Lineage
 from trainyard.recipe import Recipe
@@ -45,7 +45,7 @@ def verify(version: str, home: Path) -> Verified:
     if folder.is_dir():
         manifest = attestation.check(folder)
     else:
-        recipe, record, folder = _fetched(*_named(version), home)
+        recipe, record, folder = _fetched(*named(version), home)
         manifest = attestation.check(folder, record.manifest_sha256, recipe.register.sign)
     return Verified(
         name=manifest.name,
@@ -77,18 +77,26 @@ def reproduce(version: str, home: Path, said: Callable[[str], None]) -> Reproduc
         facts = lineage.read(folder / lineage.FILE)
         spec = Recipe.model_validate(facts.recipe.resolved).register
     else:
-        recipe, _, folder = _fetched(*_named(version), home)
+        recipe, _, folder = _fetched(*named(version), home)
         facts, spec = lineage.read(folder / lineage.FILE), recipe.register
     store = storage.open_store(spec.archive, home)
     return reproduction.reproduce(facts, home, store=store, said=said)
 
 
 def origin(version: str, home: Path) -> Lineage:
-    """Return where a version comes from: of a folder, or by `NAME@REF`."""
+    """Return where a version comes from: of a folder, or by `NAME@REF`.
+
+    An approval that was given after the version was sealed is in the home folder.
+    """
     folder = Path(version)
     if not folder.is_dir():
-        folder = _fetched(*_named(version), home)[2]
-    return lineage.read(folder / lineage.FILE)
+        folder = _fetched(*named(version), home)[2]
+    facts = lineage.read(folder / lineage.FILE)
+    given = approval.granted(home, facts.name, facts.digest)
+    if facts.approval is not None or given is None:
+        return facts
+    said = lineage.Approval(who=given.who, why=given.why, time=given.time)
+    return facts.model_copy(update={"approval": said})
 
 
 def served_by(headers: str, home: Path) -> str:
@@ -117,7 +125,7 @@ def models(home: Path) -> list[str]:
 
 def keep(version: str, home: Path, why: str | None) -> VersionRecord:
     """Tag a version so that no sweep takes it; with `why` None, remove the tag."""
-    name, ref = _named(version)
+    name, ref = named(version)
     registry = open_registries(recipe_of(name, home).register, home)
     record = registry.resolve(name, ref)
     registry.keep(name, record.digest, why)
@@ -143,9 +151,10 @@ def to_serve(name: str, ref: str, home: Path) -> tuple[Job, Registered]:
     return job, registered
 
 
-def _named(version: str) -> tuple[str, str]:
-    name, _, ref = version.partition("@")
-    return name, ref or "production"
+def named(version: str, ref: str = "production") -> tuple[str, str]:
+    """Divide `NAME@REF`; `ref` is meant where none is written."""
+    name, _, written = version.partition("@")
+    return name, written or ref
 
 
 def _fetched(name: str, ref: str, home: Path) -> tuple[Recipe, VersionRecord, Path]:

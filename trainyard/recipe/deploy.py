@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from trainyard.recipe.approval import ApprovalSpec
 from trainyard.recipe.base import Fraction, Frozen, PositiveFraction
 from trainyard.recipe.register import SecretRef
 
@@ -341,6 +342,9 @@ class DeploySpec(Frozen):
 
     max_body_mib: PositiveFloat = 8
     """Largest request body."""
+
+    approval: ApprovalSpec | None = None
+    """A named person who has to say yes before a version gets traffic. None: the gates decide."""
 
     log_fraction: Fraction = 0
     """Share of the live requests that the gateway logs, redacted, for drift and the next data."""

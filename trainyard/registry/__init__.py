@@ -1,7 +1,7 @@
 """The registry of versions and aliases, and the tracker of runs, behind two small protocols.
 
-Aliases: `candidate`, `staging`, `production` (the champion), `previous`. No other name is used, so
-that none is one that a backend keeps for itself (`latest`, `v3`).
+Aliases: `candidate`, `dev`, `staging`, `production` (the champion), `previous`. No other name is
+used, so that none is one that a backend keeps for itself (`latest`, `v3`).
 """
 
 import logging
@@ -19,7 +19,7 @@ from trainyard.recipe.register import MlflowRegistry, RegistrySpec, WandbRegistr
 
 logger = logging.getLogger(__name__)
 
-Alias = Literal["candidate", "staging", "production", "previous"]
+Alias = Literal["candidate", "dev", "staging", "production", "previous"]
 ALIASES: tuple[Alias, ...] = get_args(Alias)
 
 _SHORTEST_PREFIX = 6

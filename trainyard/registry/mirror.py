@@ -16,7 +16,7 @@ from trainyard.registry import Alias, AliasMove, Registry, VersionRecord, open_r
 
 logger = logging.getLogger(__name__)
 
-_ORDER: tuple[Alias, ...] = ("previous", "production", "staging", "candidate")
+_ORDER: tuple[Alias, ...] = ("previous", "production", "staging", "dev", "candidate")
 """As in a promotion: killed in between, there is one champion."""
 
 

@@ -6,8 +6,9 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from trainyard import attestation, files, rollout
+from trainyard import approval, attestation, files, rollout
 from trainyard.data.read import read_samples
+from trainyard.environment import PRODUCTION, Environment
 from trainyard.errors import Refused, TrainyardError
 from trainyard.parity.record import read as read_parity
 from trainyard.recipe.base import Frozen
@@ -34,11 +35,12 @@ class Served(Frozen):
         return self.reason
 
 
-def begin(job: Job, registered: Registered) -> Rollout:
+def begin(job: Job, registered: Registered, where: Environment = PRODUCTION) -> Rollout:
     """Become the controller of this version's rollout.
 
     Raises Refused for a version that was altered, did not pass, or is not signed where it must be,
     and while another process controls a rollout. The same is proven before each rise of its weight.
+    Raises Waiting or Refused without the approval that the recipe asks for.
     """
     prove = partial(
         attestation.check,
@@ -47,7 +49,9 @@ def begin(job: Job, registered: Registered) -> Rollout:
         sign=job.recipe.register.sign,
     )
     prove()
-    target = rollout.open_target(job.recipe.deploy, job.recipe.name, job.home)
+    approval.check(job, registered.digest, where.serves)
+    spec = where.deploy_of(job.recipe.deploy)
+    target = rollout.open_target(spec, job.recipe.name, where.home(job.home))
     probe = first_probe(registered)
     files.write_json(job.folder / PROBE, probe.model_dump(mode="json"))
     served = ServedVersion(
@@ -57,12 +61,18 @@ def begin(job: Job, registered: Registered) -> Rollout:
         base=job.base().path.absolute(),
         probe=probe,
     )
-    controlled = rollout.begin(target, served, spec=job.recipe.deploy, replay=list(replay(job)))
+    controlled = rollout.begin(target, served, spec=spec, replay=list(replay(job)))
     controlled.prove = prove
     return controlled
 
 
-def end(job: Job, registered: Registered, controlled: Rollout, who: str) -> Served:
+def end(
+    job: Job,
+    registered: Registered,
+    controlled: Rollout,
+    who: str,
+    where: Environment = PRODUCTION,
+) -> Served:
     """Move the alias to where the traffic is. Raises Refused when the version was sent back."""
     state = controlled.state
     record = {"phase": state.phase, "reason": f"{registered.served_name}: {state.phase}"}
@@ -73,14 +83,22 @@ def end(job: Job, registered: Registered, controlled: Rollout, who: str) -> Serv
             f"the rollout of {registered.served_name} ended {state.phase}: {state.reason}"
         )
     registry = open_registries(job.recipe.register, job.home)
-    registry.promote(registered.name, registered.digest, who=who, why=f"release {job.run_id}")
+    why, place = f"{who} of {job.run_id}", where.serves
+    given = approval.granted(job.home, registered.name, registered.digest)
+    if given is not None:
+        who, why = given.who, f"{why}, approved: {given.why}"
+    if place == "production":
+        registry.promote(registered.name, registered.digest, who=who, why=why)
+    else:
+        registry.set_alias(registered.name, place, registered.digest, who=who, why=why)
     already = any(step.decision == "already" for step in state.done)
-    if not already:
+    if not already and place == "production":
         _push(job, registered)
     endpoint = f"{controlled.target.endpoint()}/v1"
     weights = dict.fromkeys(f"{step.weight:g} %" for step in state.done if step.weight)
     way = ", ".join(weights)
-    reason = state.reason if already else f"{registered.served_name} is champion, by way of {way}"
+    rank = "champion" if place == "production" else place
+    reason = state.reason if already else f"{registered.served_name} is {rank}, by way of {way}"
     return Served(endpoint=endpoint, phase=state.phase, reason=reason, skipped=already)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, assert_never
 
 from trainyard import files
+from trainyard.environment import homes
 from trainyard.errors import InputError, NotFound
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.deploy import DeploySpec, DockerTarget, KubernetesTarget, LocalTarget
@@ -179,6 +180,9 @@ class ModelStatus(Frozen):
     """What is served under one model name."""
 
     name: str
+    environment: str
+    """dev, staging or production."""
+
     endpoint: str | None
     """None while no gateway runs."""
 
@@ -195,12 +199,14 @@ class ModelStatus(Frozen):
 
 
 def status(home: Path) -> list[ModelStatus]:
-    folder = home.absolute() / "serving"
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [_status(home, name) for name in names]
+    found = []
+    for place, folder in homes(home).items():
+        names = sorted(path.name for path in (folder.absolute() / "serving").glob("*/"))
+        found += [_status(folder, name, place) for name in names]
+    return found
 
 
-def _status(home: Path, name: str) -> ModelStatus:
+def _status(home: Path, name: str, place: str) -> ModelStatus:
     target = recorded_target(home, name)
     store = Store(target.folder)
     deployment, state = store.deployment(), store.state()
@@ -210,6 +216,7 @@ def _status(home: Path, name: str) -> ModelStatus:
         endpoint = None
     return ModelStatus(
         name=name,
+        environment=place,
         endpoint=endpoint,
         champion=deployment.champion.version.model if deployment else None,
         ready=deployment is not None and is_serving(target, deployment.champion.slot),
@@ -242,5 +249,5 @@ def down(home: Path) -> list[str]:
     """Stop every engine and gateway that was started below `home`; returns the model names."""
     found = status(home)
     for model in found:
-        recorded_target(home, model.name).down()
+        recorded_target(homes(home)[model.environment], model.name).down()
     return [model.name for model in found]
