@@ -28,7 +28,8 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEB
 WORKDIR /app
 # folders that volumes are laid over take their owner from here
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp trainyard \
-    && mkdir -p .trainyard .cache/huggingface /targets && chown -R 10001:10001 .trainyard .cache /targets
+    && mkdir -p .trainyard .cache/huggingface /targets /run/lock/trainyard \
+    && chown -R 10001:10001 .trainyard .cache /targets /run/lock/trainyard
 # a service says where it answers; a job does not, and is healthy while it runs
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s CMD ["python", "-c", \
     "import os, urllib.request as r; u = os.environ.get('HEALTH_URL'); u and r.urlopen(u, timeout=5)"]

@@ -153,7 +153,8 @@ def train(job: Job, checked: Checked, where: Environment) -> Trained:
     return dispatch.once(
         where.training,
         "train",
-        parameters={"job": job, "checked": checked},
+        job,
+        parameters={"checked": checked},
         find=lambda: find_trained(job, checked),
     )
 
@@ -166,7 +167,8 @@ def evaluate(
     return dispatch.once(
         where.evaluation,
         f"evaluate {len(job.looks) + 1}",
-        parameters={"job": job, "trained": trained, "champion": champion},
+        job,
+        parameters={"trained": trained, "champion": champion},
         find=lambda: find_evaluated(job, trained, champion),
     )
 

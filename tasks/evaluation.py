@@ -4,6 +4,7 @@ from prefect import task
 
 from tasks.policy import RETRY_DELAYS_S, worth_retrying
 from tasks.progress import shown
+from trainyard import slots
 from trainyard.release import evaluation
 from trainyard.release.champion import Champion
 from trainyard.release.job import Job
@@ -18,4 +19,5 @@ from trainyard.release.training import Trained
     timeout_seconds=24 * 3600,
 )
 def evaluate(job: Job, trained: Trained, champion: Champion | None) -> evaluation.Evaluated:
-    return evaluation.run(job, trained, champion, shown("evaluate"))
+    with slots.held(job.recipe.resources, job.run_id):
+        return evaluation.run(job, trained, champion, shown("evaluate"))

@@ -7,6 +7,7 @@ from typing import cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from trainyard.release.job import Progress
 
@@ -17,6 +18,8 @@ listeners: list[Callable[[str, float, str], None]] = []
 
 UPDATE_S = 2.0
 LOG_S = 30.0
+AWAY_S = 30.0
+"""Between two attempts to reach a server that is away."""
 
 
 def shown(stage: str) -> Progress:
@@ -32,7 +35,14 @@ def shown(stage: str) -> Progress:
             listener(stage, share, words)
         if share >= 1 or now - updated > UPDATE_S:
             updated = now
-            update_progress_artifact(artifact, progress=min(100.0, share * 100), description=words)
+            try:
+                with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+                    update_progress_artifact(
+                        artifact, progress=min(100.0, share * 100), description=words
+                    )
+            except Exception as error:  # a server that is away neither ends nor holds up a stage
+                updated += AWAY_S
+                logger.debug("progress not shown: %s", error)
         if now - logged > LOG_S:
             logged = now
             logger.info("%s %.0f %%: %s", stage, share * 100, words)

@@ -5,6 +5,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from tasks.policy import RETRY_DELAYS_S, worth_retrying
 from tasks.progress import shown
+from trainyard import slots
 from trainyard.release import training
 from trainyard.release.data import Checked
 from trainyard.release.job import Job
@@ -18,6 +19,7 @@ from trainyard.report import loss_markdown
     retry_condition_fn=worth_retrying,
 )
 def train(job: Job, checked: Checked) -> training.Trained:
-    trained = training.run(job, checked, shown("train"))
+    with slots.held(job.recipe.resources, job.run_id):
+        trained = training.run(job, checked, shown("train"))
     create_markdown_artifact(key="loss-curve", markdown=loss_markdown(job.folder))
     return trained

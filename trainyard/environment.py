@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from trainyard.errors import InputError
+from trainyard.gpu_pools import GpuPool
 from trainyard.recipe.approval import Place
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.deploy import DeploySpec
@@ -43,11 +44,11 @@ class Environment(Frozen):
     data: ChunkRunner = ChunkRunner()
     """What runs the chunks of the data check."""
 
-    training: str = HERE
-    """`here`, or the `flow/deployment` that trains."""
+    training: str | tuple[GpuPool, ...] = HERE
+    """`here`, the `flow/deployment` that trains, or several to choose from by `resources`."""
 
-    evaluation: str = HERE
-    """`here`, or the `flow/deployment` that evaluates."""
+    evaluation: str | tuple[GpuPool, ...] = HERE
+    """`here`, the `flow/deployment` that evaluates, or several to choose from by `resources`."""
 
     serves: Place = "production"
     """What a version that gets traffic here becomes: the registry's alias of that name."""

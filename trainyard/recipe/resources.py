@@ -33,6 +33,14 @@ class ResourcesSpec(Frozen):
     gpu_gib: PositiveFloat | None = None
     """Memory of each card in GiB, for a card that is not listed."""
 
+    labels: frozenset[str] = frozenset()
+    """What a GPU pool must be labelled with, as [eu, nvlink]: deployments/environments says which
+    pool is. Without a choice of pools they are not looked at."""
+
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    """Who gets a GPU first where several wait: higher before lower; within one priority the recipes
+    take turns."""
+
     price_per_gpu_hour: NonNegativeFloat | None = None
     """For the plan's cost, in any currency."""
 

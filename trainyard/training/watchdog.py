@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainyard import slots
 from trainyard.files import write_json
 from trainyard.process import die_with_parent, record
 from trainyard.training import job as contract
@@ -102,6 +103,7 @@ def running(file: JobFile, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=die_with_parent,
+            pass_fds=slots.locks(),  # a GPU is free when its last process is gone, not before
         )
     try:
         write_json(folder / PROCESS, record(process.pid, "training").model_dump())
