@@ -285,6 +285,26 @@ def _run_approve(args: argparse.Namespace) -> int:
     return 0
 
 
+def _rollout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="name of the model, as in its recipe")
+    parser.add_argument(
+        "word",
+        choices=("approve", "promote", "pause", "resume", "abort"),
+        help="approve: yes to what it waits for; promote: no more evidence; pause: at this weight",
+    )
+    parser.add_argument("--why", required=True, help="stays in the record of the rollout")
+    _add_common(parser)
+    parser.set_defaults(run=_run_rollout)
+
+
+def _run_rollout(args: argparse.Namespace) -> int:
+    from trainyard import rollout
+
+    said = rollout.command(args.home, args.name, args.word, args.why)
+    _show(args, {"name": args.name, "said": said}, f"{args.name}: {said}")
+    return 0
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--home", type=Path, default=HOME, help="state folder (default .trainyard)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -309,4 +329,5 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "promote": ("Give a version traffic in the next environment, as it is.", _promote),
     "approve": ("Answer a release that waits for a named person.", _approve),
     "rollback": ("Put the former champion back.", _rollback),
+    "rollout": ("Answer, hurry, pause or end a rollout in progress.", _rollout),
 }

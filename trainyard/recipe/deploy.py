@@ -1,13 +1,15 @@
 """How a version that passed its gates gets traffic: where, by which engine, on which evidence."""
 
-from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from trainyard.recipe.approval import ApprovalSpec
-from trainyard.recipe.base import Fraction, Frozen, PositiveFraction
+from trainyard.recipe.base import Fraction, Frozen
 from trainyard.recipe.register import SecretRef
+from trainyard.recipe.strategy import Ab, AllAtOnce, BlueGreen, Canary, Evidence, SloSpec, Strategy
+
+__all__ = ["Ab", "AllAtOnce", "BlueGreen", "Canary", "DeploySpec", "Evidence", "SloSpec"]
 
 
 class LocalTarget(Frozen):
@@ -217,84 +219,6 @@ class KubernetesTarget(Frozen):
         return self
 
 
-class Evidence(Frozen):
-    """What a step must show. Champion and candidate are compared at the same time."""
-
-    min_requests: PositiveInt = 30
-    """Answers of the candidate without which no step ends well."""
-
-    requests: PositiveInt = 300
-    """Planned sample: a step that has seen so many of its answers without breach goes on."""
-
-    margin: PositiveFraction = 0.02
-    """Rise of the failure rate (errors and bad answers) that ends a rollout. A step also goes on
-    early when a rise of this size is excluded."""
-
-    alpha: PositiveFraction = 0.01
-    """Chance, over the whole rollout, to abort a candidate that is as good as the champion."""
-
-    latency_tolerance: Annotated[float, Field(ge=1)] = 1.15
-    """A candidate is aborted for its latency only if slower than the champion by more than this
-    factor."""
-
-    look_s: PositiveFloat = 5
-    """Seconds between two looks at the evidence. The test stays valid at any number of looks."""
-
-    step_timeout_s: PositiveFloat = 3600
-    """A step without enough evidence by then is aborted: no data is not a success."""
-
-    replay: bool = True
-    """Send held-out prompts through both variants when users send too few."""
-
-    @model_validator(mode="after")
-    def _sample_holds_the_least(self) -> Self:
-        if self.requests < self.min_requests:
-            raise ValueError(
-                f"requests ({self.requests}) must be at least min_requests ({self.min_requests})"
-            )
-        return self
-
-
-class Canary(Evidence):
-    """More and more traffic, each step on evidence; the champion is one weight change away."""
-
-    kind: Literal["canary"] = "canary"
-
-    steps: tuple[Annotated[float, Field(gt=0, lt=100)], ...] = (5, 25, 50)
-    """Percent of the live traffic at each step, growing; 100 follows by itself."""
-
-    shadow_pct: Annotated[float, Field(ge=0, le=100)] = 0
-    """Percent of users' requests that are copied to the candidate in a step before the first,
-    where nobody sees its answers. 0: no such step."""
-
-    @model_validator(mode="after")
-    def _steps_grow(self) -> Self:
-        if any(later <= earlier for earlier, later in pairwise(self.steps)):
-            raise ValueError(f"steps ({', '.join(map(str, self.steps))}) must grow")
-        return self
-
-
-class BlueGreen(Evidence):
-    """Evidence while users see nothing of the candidate, then all traffic in one change."""
-
-    kind: Literal["blue_green"] = "blue_green"
-
-    shadow_pct: Annotated[float, Field(ge=0, le=100)] = 0
-    """Percent of users' requests that are copied to the candidate. 0: replayed prompts only."""
-
-    @model_validator(mode="after")
-    def _something_to_see(self) -> Self:
-        if not self.shadow_pct and not self.replay:
-            raise ValueError("without shadow_pct and without replay there would be no evidence")
-        return self
-
-
-class AllAtOnce(Frozen):
-    """All traffic as soon as the version is ready. The first version always goes this way."""
-
-    kind: Literal["all_at_once"] = "all_at_once"
-
-
 class DeploySpec(Frozen):
     target: Annotated[
         LocalTarget | DockerTarget | KubernetesTarget, Field(discriminator="kind")
@@ -314,8 +238,12 @@ class DeploySpec(Frozen):
     port: Annotated[int, Field(ge=0, le=65535)] = 8700
     """Port of the gateway, the model's stable URL; 0 takes any free one."""
 
-    strategy: Annotated[Canary | BlueGreen | AllAtOnce, Field(discriminator="kind")] = Canary()
+    strategy: Strategy = Canary()
     """How a version gets its traffic, and what sends it back."""
+
+    slo: SloSpec | None = None
+    """Objectives that hold for every version, whatever the champion does. None: the candidate is
+    only compared with the champion."""
 
     expected_requests_per_s: PositiveFloat | None = None
     """Users' requests per second to this model; with it, the plan foresees how long a canary takes
@@ -358,6 +286,15 @@ class DeploySpec(Frozen):
         imageless = isinstance(self.target, DockerTarget) and self.target.image is None
         if self.engine == "cpu" and imageless:
             raise ValueError("engine cpu has no published image: name yours in target.image")
+        return self
+
+    @model_validator(mode="after")
+    def _votes_are_heard(self) -> Self:
+        if isinstance(self.strategy, Ab) and isinstance(self.target, KubernetesTarget):
+            raise ValueError(
+                "strategy ab needs one gateway that knows every answer; in kubernetes each replica "
+                "has its own: take canary"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,10 +10,12 @@ from trainyard.environment import homes
 from trainyard.errors import InputError, NotFound
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.deploy import DeploySpec, DockerTarget, KubernetesTarget, LocalTarget
+from trainyard.rollout.begin import begin, is_serving
 from trainyard.rollout.gateway_target import SPEC_FILE, GatewayTarget, serving_folder
 from trainyard.rollout.local import LocalEngines, engine_command
 from trainyard.rollout.state import (
     ACTIVE,
+    BEFORE,
     Deployment,
     Placed,
     State,
@@ -23,7 +25,7 @@ from trainyard.rollout.state import (
     lock_if_free,
     unlock,
 )
-from trainyard.rollout.steps import Rollout, begin, is_serving, taken_up
+from trainyard.rollout.steps import Rollout
 from trainyard.rollout.target import Engines, Probe, ServedVersion, Target
 
 __all__ = [
@@ -41,7 +43,6 @@ __all__ = [
     "rollback",
     "run",
     "status",
-    "taken_up",
     "up",
 ]
 
@@ -111,7 +112,7 @@ def rollback(target: Target, why: str, *, ready_timeout_s: float = 300) -> Rollb
     deployment, state = store.deployment(), store.state()
     if deployment is None:
         raise NotFound(f"nothing of {target.name} was ever deployed here")
-    if state is not None and state.phase == "running" and state.champion is not None:
+    if state is not None and state.phase in BEFORE and state.champion is not None:
         return _stop_canary(target, store, state, why, began)
     former, current = deployment.previous, deployment.champion
     if former is None:
@@ -161,19 +162,33 @@ def _wait_ready(target: Target, placed: Placed, timeout_s: float) -> None:
         time.sleep(0.2)
 
 
-Verb = Literal["abort", "pause", "resume", "promote"]
+Verb = Literal["approve", "promote", "pause", "resume", "abort"]
 
 
-def command(home: Path, name: str, verb: Verb, why: str) -> None:
-    """Tell the controller of a rollout in progress what a person wants.
+def command(home: Path, name: str, verb: Verb, why: str) -> str:
+    """Tell the controller of a rollout in progress what a person wants; returns what follows.
 
-    `promote` skips the evidence that is still missing, `pause` waits at the weight that it has.
+    `approve` answers the question that it waits with, `promote` skips evidence and questions that
+    are still missing, `pause` waits at the weight that it has. An `abort` that no controller is
+    there to hear is done at once.
     """
-    store = Store(serving_folder(home, name))
+    target = recorded_target(home, name)
+    store = Store(target.folder)
     state = store.state()
     if state is None or state.phase not in ACTIVE:
         raise NotFound(f"no rollout of {name} is in progress")
-    store.command(verb, why)
+    if verb == "approve" and state.phase != "waiting":
+        raise NotFound(f"the rollout of {name} waits for no approval: it is {state.phase}")
+    alone = lock_if_free(target.folder)
+    if verb == "abort" and alone:
+        Rollout(target, DeploySpec(), state, ()).abort(f"asked for: {why}")
+        return f"{state.candidate.version.model} is aborted, the champion serves everybody"
+    if alone:
+        unlock(target.folder)
+    store.command(verb, why, state.plan[len(state.done)] if verb == "approve" else "")
+    if alone:
+        return f"{verb} is noted; no process controls the rollout: repeat the release to go on"
+    return f"{verb} is noted for the process that controls the rollout"
 
 
 class ModelStatus(Frozen):

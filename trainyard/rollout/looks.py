@@ -7,23 +7,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainyard.recipe import deploy
-from trainyard.rollout import verdict
+from trainyard.rollout import slo, verdict
 from trainyard.rollout.replay import CONCURRENCY, Replay
 from trainyard.rollout.state import Arm, State
 from trainyard.rollout.target import Target
-from trainyard.rollout.verdict import Evidence, Outcome, Rules, Verdict
+from trainyard.rollout.verdict import Outcome, Rules, Verdict
+from trainyard.rollout.votes import Vote
 
 PAGE = 5000
 """Records that the gateway gives at once."""
+
+COMPARED = ("live", "shadow", "replay")
+"""Sources of records that compare fairly; what a client forced, or what feedback says, does not."""
 
 _NOT_READY_LOOKS = 3
 
 
 class Look(NamedTuple):
     verdict: Verdict
-    evidence: Evidence
-    boot: str
-    cursor: int
+    seen: dict[str, Any]
+    """Fields of the rollout's state that have changed."""
 
 
 def rules(strategy: deploy.Evidence) -> Rules:
@@ -98,12 +101,18 @@ class Watch:
     """One step's view of the traffic."""
 
     def __init__(
-        self, target: Target, state: State, strategy: deploy.Evidence, replay: Replay
+        self, target: Target, state: State, spec: deploy.DeploySpec, replay: Replay
     ) -> None:
+        strategy = spec.strategy
+        assert isinstance(strategy, deploy.Evidence)
         assert state.champion is not None
         self._target = target
         self._strategy = strategy
-        self._replay = replay if strategy.replay else Replay(())
+        self._slo = spec.slo
+        self._kept, self._votes = state.kept, state.votes
+        # nobody votes on a replayed prompt
+        votes = isinstance(strategy, deploy.Ab)
+        self._replay = replay if strategy.replay and not votes else Replay(())
         self._slot = state.candidate.slot
         self._digests = (state.candidate.version.digest, state.champion.version.digest)
         self._evidence, self._boot, self._cursor = state.evidence, state.boot, state.cursor
@@ -114,17 +123,39 @@ class Watch:
 
     def look(self) -> Look:
         self._boot, self._cursor, records = read(self._target, self._boot, self._cursor)
-        fresh = [
-            outcome(record, self._digests[0])
-            for record in records
-            if record["digest"] in self._digests and record["source"] != "forced"
-        ]
+        mine = [record for record in records if record["digest"] in self._digests]
+        fresh = [outcome(r, self._digests[0]) for r in mine if r["source"] in COMPARED]
         self._seen += fresh
         given = rules(self._strategy)
         self._evidence = verdict.take(self._evidence, fresh, given)
         canary = sum(o.canary for o in self._seen)
-        found = self._guard() or verdict.judge(self._evidence, given, canary)
-        return Look(found, self._evidence, self._boot, self._cursor)
+        found = self._guard() or self._judged(verdict.judge(self._evidence, given, canary), mine)
+        if self._slo is not None:
+            self._kept = self._kept.take(fresh, self._slo)
+            found = slo.hold(found, self._kept, self._slo, given.alpha)
+        seen = {
+            "evidence": self._evidence,
+            "kept": self._kept,
+            "votes": self._votes,
+            "boot": self._boot,
+            "cursor": self._cursor,
+        }
+        return Look(found, seen)
+
+    def _judged(self, found: Verdict, records: Sequence[dict[str, Any]]) -> Verdict:
+        """The comparison's verdict; in an A/B test users decide what the comparison lets pass."""
+        strategy = self._strategy
+        if not isinstance(strategy, deploy.Ab):
+            return found
+        cast = [
+            Vote(record["digest"] == self._digests[0], record["score"])
+            for record in records
+            if record["source"] == "feedback"
+        ]
+        self._votes = self._votes.take(cast, strategy.gain)
+        if found.decision == "abort":
+            return found
+        return self._votes.judge(strategy.min_votes, strategy.gain, strategy.alpha)
 
     def _guard(self) -> Verdict | None:
         state = self._target.ready(self._slot)

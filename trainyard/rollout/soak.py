@@ -1,9 +1,11 @@
 """After promotion: the new champion alone, with the former one still warm."""
 
 import math
+from collections.abc import Sequence
 
 from trainyard.recipe import deploy
-from trainyard.rollout import looks
+from trainyard.rollout import looks, slo
+from trainyard.rollout.slo import Look
 from trainyard.rollout.state import Arm, State
 from trainyard.rollout.target import Target
 from trainyard.rollout.verdict import CONSECUTIVE, Evidence, Outcome
@@ -27,17 +29,25 @@ class Soak:
         self._placed = state.candidate
         self._boot, self._cursor = state.boot, state.cursor
         self._limit = min(0.45, _champion_rate(state.evidence) + margin)
+        self._slo = spec.slo
         self._seen: list[Outcome] = []
+        self._burnt: dict[str, list[Look]] = {}
         self._log_e = 0.0
         self._row = 0
 
-    def breach(self) -> str | None:
+    def breach(self, now: float) -> str | None:
+        """Return what ends the soak, if anything; `now` is Unix time in seconds."""
         self._boot, self._cursor, records = looks.read(self._target, self._boot, self._cursor)
         digest = self._placed.version.digest
-        for record in records:
-            # only what it answered as champion, from real users
-            if record["digest"] == digest and record["variant"] == "champion":
-                self._take(looks.outcome(record, digest))
+        # only what it answered as champion, from real users
+        fresh = [
+            looks.outcome(record, digest)
+            for record in records
+            if (record["digest"], record["variant"]) == (digest, "champion")
+            and record["source"] in looks.COMPARED
+        ]
+        for outcome in fresh:
+            self._take(outcome)
         found = self._target.ready(self._placed.slot)
         if not found.alive:
             return f"the new champion ended: {found.why}"
@@ -48,6 +58,17 @@ class Soak:
                 f"{self._bad} of {len(self._seen)} answers failed, past {self._limit:.1%}; "
                 f"e-value {math.exp(min(600.0, self._log_e)):.3g} is past {1 / self._alpha:g}"
             )
+        return self._burns(fresh, now)
+
+    def _burns(self, fresh: Sequence[Outcome], now: float) -> str | None:
+        """Return the first alarm of an error budget that rings, if one does."""
+        for objective in slo.objectives(self._slo) if self._slo else ():
+            burnt = self._burnt.setdefault(objective.name, [])
+            burnt.append(Look(now, len(fresh), sum(map(objective.is_bad, fresh))))
+            assert self._slo is not None
+            rings = slo.alarm(burnt, now, objective, self._slo.min_requests)
+            if rings is not None:
+                return rings
         return None
 
     def _take(self, outcome: Outcome) -> None:

@@ -2,18 +2,21 @@
 
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from trainyard import files
-from trainyard.errors import NotFound, Refused
+from trainyard.errors import Refused
 from trainyard.recipe.base import Frozen
+from trainyard.rollout.slo import Kept
 from trainyard.rollout.target import ServedVersion, Slot
 from trainyard.rollout.verdict import Evidence
+from trainyard.rollout.votes import Votes
 
 Phase = Literal[
     "running",
+    "waiting",
     "promoting",
     "soaking",
     "aborting",
@@ -22,7 +25,9 @@ Phase = Literal[
     "aborted",
     "rolled_back",
 ]
-GOING: tuple[Phase, ...] = ("running", "promoting", "soaking")
+BEFORE: tuple[Phase, ...] = ("running", "waiting")
+"""The champion that a rollout began with is still the champion."""
+GOING: tuple[Phase, ...] = (*BEFORE, "promoting", "soaking")
 ENDING: tuple[Phase, ...] = ("aborting", "rolling_back")
 ACTIVE = (*GOING, *ENDING)
 
@@ -84,6 +89,8 @@ class State(Frozen):
     done: tuple[StepRecord, ...] = ()
     weight: float = 0
     evidence: Evidence = Evidence()
+    kept: Kept = Kept()
+    votes: Votes = Votes()
     boot: str = ""
     cursor: int = 0
     """Records of the gateway's run `boot` below this number are in the evidence."""
@@ -91,6 +98,14 @@ class State(Frozen):
     reason: str = ""
     hurried: str | None = None
     """Why a person asked to promote without further evidence."""
+
+
+class Command(Frozen):
+    """What a person wants."""
+
+    verb: str
+    why: str
+    step: str = ""
 
 
 class Store:
@@ -115,15 +130,14 @@ class Store:
         found = Deployment(champion=champion, previous=previous, since=time.time())
         files.write_json(self.folder / "deployment.json", found.model_dump(mode="json"))
 
-    def command(self, verb: str, why: str) -> None:
-        files.write_json(self.folder / "command.json", {"verb": verb, "why": why})
+    def command(self, verb: str, why: str, step: str = "") -> None:
+        """Leave word for the controller; `step` is the one that an `approve` is meant for."""
+        told = Command(verb=verb, why=why, step=step)
+        files.write_json(self.folder / "command.json", told.model_dump())
 
-    def read_command(self) -> tuple[str, str] | None:
+    def read_command(self) -> Command | None:
         path = self.folder / "command.json"
-        if not path.exists():
-            return None
-        found: dict[str, Any] = files.read_json(path)
-        return str(found["verb"]), str(found["why"])
+        return Command.model_validate(files.read_json(path)) if path.exists() else None
 
     def forget_command(self) -> None:
         (self.folder / "command.json").unlink(missing_ok=True)
@@ -165,9 +179,3 @@ def unlock(folder: Path) -> None:
     found = _locks.pop(folder, None)
     if found is not None:
         found.release()
-
-
-def required(state: State | None, folder: Path) -> State:
-    if state is None:
-        raise NotFound(f"no rollout was begun in {folder}")
-    return state

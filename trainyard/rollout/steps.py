@@ -5,12 +5,11 @@ once its lease runs out; whoever begins the same rollout again goes on where it 
 """
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trainyard.errors import Refused, TrainyardError
+from trainyard.errors import Refused, TrainyardError, Waiting
 from trainyard.recipe import deploy
 from trainyard.recipe.deploy import BlueGreen, Canary, DeploySpec
 from trainyard.rollout import looks, soak, verdict
@@ -18,23 +17,24 @@ from trainyard.rollout.looks import Watch
 from trainyard.rollout.replay import Replay
 from trainyard.rollout.state import (
     ACTIVE,
-    ENDING,
     GOING,
+    Command,
     Phase,
     Placed,
     State,
     StepRecord,
     Store,
     lock,
-    required,
     unlock,
 )
-from trainyard.rollout.target import ServedVersion, Slot, Target
+from trainyard.rollout.target import Slot, Target
 from trainyard.rollout.verdict import Evidence
 
 logger = logging.getLogger(__name__)
 
 START, SHADOW, PROMOTE, SOAK = "start", "shadow", "100 %", "soak"
+APPROVE = "approve "
+"""Begins the name of a step that asks a person whether the next one may begin."""
 
 
 class Aborted(Exception):
@@ -67,6 +67,18 @@ class Rollout:
         return self.plan[len(self.state.done)]
 
     @property
+    def question(self) -> str | None:
+        """What a person is asked before the next step, in words; None when nobody is."""
+        name = self.next_step
+        if name is None or not name.startswith(APPROVE) or self._answer(name) is not None:
+            return None
+        last = next(r for r in reversed(self.state.done) if not r.step.startswith(APPROVE))
+        return (
+            f"may {self.state.candidate.version.model} go to {name.removeprefix(APPROVE)}? "
+            f"{last.step}: {last.reason}"
+        )
+
+    @property
     def promoted(self) -> bool:
         return self.state.phase == "done"
 
@@ -74,12 +86,21 @@ class Rollout:
         self.state = self._store.save(self.state.model_copy(update=changes))
 
     def step(self) -> StepRecord:
-        """Run the next step to its decision. Any interruption gives the champion all traffic."""
+        """Run the next step to its decision. Any interruption gives the champion all traffic.
+
+        Raises Waiting, with the next command, while a person has to answer first.
+        """
         name = self.next_step
         if name is None:
             raise Refused(f"rollout {self.state.id} has ended: {self.state.phase}")
         lock(self.target.folder)
         began = time.monotonic()
+        if (question := self.question) is not None:
+            self.park()
+            raise Waiting(
+                f"{question}; answer with `trainyard rollout {self.target.name} approve --why "
+                "WORDS`, or abort, then repeat this"
+            )
         try:
             record = self._run(name, began)
         except BaseException as error:
@@ -93,6 +114,8 @@ class Rollout:
             self._end(record.reason)
         else:
             self._save(done=done)
+            if name.startswith(APPROVE):
+                self._store.forget_command()
             self.finish_if_done()
         return record
 
@@ -107,6 +130,8 @@ class Rollout:
                     return self._promote(began)
                 case "soak":
                     return self._soak(began)
+                case _ if name.startswith(APPROVE):
+                    return self._approved(name, began)
                 case _:
                     return self._compare(name, began)
         except Aborted as end:
@@ -188,7 +213,7 @@ class Rollout:
         self._save(weight=0.0 if unseen else float(name.removesuffix(" %")))
         shadow_pct = strategy.shadow_pct if isinstance(strategy, Canary | BlueGreen) else 0
         self._weigh(shadow_pct if unseen else 0)
-        watch = Watch(self.target, self.state, strategy, self._replay)
+        watch = Watch(self.target, self.state, self._spec, self._replay)
         while True:
             self._obey()
             if self.state.hurried is not None:
@@ -198,7 +223,7 @@ class Rollout:
             if not self.target.renew(self._spec.lease_s):
                 self._weigh(shadow_pct if unseen else 0)
             looked = watch.look()
-            self._save(evidence=looked.evidence, boot=looked.boot, cursor=looked.cursor)
+            self._save(**looked.seen)
             looks.note(self.target.folder, self.state, watch.arms(), looked.verdict)
             if looked.verdict.decision != "wait":
                 found = looked.verdict
@@ -257,26 +282,73 @@ class Rollout:
         end = time.monotonic() + self._spec.soak_s
         while True:
             self._obey()
-            why = watch.breach()
+            why = watch.breach(time.time())
             if why is not None:
                 raise Aborted(why)
             if time.monotonic() >= end:
                 return self._record(SOAK, began, "go_on", watch.summary(), champion=watch.arm())
             time.sleep(min(watch.look_s, max(0.0, end - time.monotonic())))
 
+    # what people say
+
+    def park(self) -> None:
+        """Let go of the rollout until a person has answered: the champion serves everybody.
+
+        An answer may take days. Nobody would watch the candidate meanwhile, so no user gets it and
+        no lease runs; both engines stay up, and the evidence is kept.
+        """
+        champion = self.state.champion
+        assert champion is not None
+        self._save(phase="waiting", weight=0.0)
+        self.target.set_weights({champion.slot: 100}, champion.slot)
+        unlock(self.target.folder)
+
+    def answer(self, yes: bool, why: str) -> None:
+        """Take a person's answer to `question`."""
+        name = self.next_step
+        assert name is not None
+        self._store.command("approve" if yes else "abort", why, name)
+
+    def _answer(self, name: str) -> Command | None:
+        """Return the word that was left for the approval `name`."""
+        if self.state.hurried is not None:
+            return Command(verb="promote", why=self.state.hurried)
+        found = self._store.read_command()
+        if found is None or found.verb not in ("approve", "abort", "promote"):
+            return None
+        return None if found.verb == "approve" and found.step != name else found
+
+    def _approved(self, name: str, began: float) -> StepRecord:
+        found = self._answer(name)
+        assert found is not None
+        if found.verb == "abort":
+            self._store.forget_command()
+            raise Aborted(f"asked for: {found.why}")
+        if found.verb == "promote":
+            self._save(hurried=found.why)
+        self._save(phase="running")
+        for placed in (self.state.champion, self.state.candidate):
+            if placed is not None and not self.target.ready(placed.slot).ready:
+                self._bring_up(placed)
+        # what the champion answered alone meanwhile compares with nothing
+        boot, cursor, _ = looks.read(self.target, self.state.boot, self.state.cursor)
+        self._save(boot=boot, cursor=cursor)
+        return self._record(name, began, "go_on", f"approved: {found.why}")
+
     # the ends
 
     def _obey(self) -> None:
         """Do what a person asked for by `rollout.command`."""
         while (found := self._store.read_command()) is not None:
-            verb, why = found
-            if verb != "pause":
+            if found.verb == "approve" and self.state.phase == "running":
+                return  # of the approval that this very step is
+            if found.verb != "pause":
                 self._store.forget_command()
-            if verb == "abort":
-                raise Aborted(f"asked for: {why}")
-            if verb == "promote":
-                self._save(hurried=why)
-            if verb != "pause":
+            if found.verb == "abort":
+                raise Aborted(f"asked for: {found.why}")
+            if found.verb == "promote":
+                self._save(hurried=found.why)
+            if found.verb != "pause":
                 return
             # paused: the canary keeps what it has, nothing is gathered until another word comes
             if self.state.phase == "running":
@@ -321,91 +393,3 @@ class Rollout:
         """Give the champion all traffic and stop the candidate."""
         if self.state.phase in ACTIVE:
             self._end(why)
-
-
-def begin(
-    target: Target,
-    served: ServedVersion,
-    *,
-    spec: DeploySpec,
-    replay: Sequence[Mapping[str, Any]] = (),
-) -> Rollout:
-    """Become the controller of a rollout of `served`; take up the same one if it was cut short.
-
-    A rollout of another version that its controller left behind is aborted first. Raises Refused
-    while another process controls one. `replay` are bodies of chat completions, without `model`.
-    """
-    lock(target.folder)
-    store = Store(target.folder)
-    old = store.state()
-    if old is not None and old.phase in ACTIVE:
-        if old.candidate.version == served and old.phase not in ENDING:
-            logger.info("taking up rollout %s after %s", old.id, [r.step for r in old.done])
-            again = Rollout(target, spec, old, replay)
-            again.finish_if_done()
-            return again
-        Rollout(target, spec, old, replay).abort(old.reason or f"left behind for {served.model}")
-        lock(target.folder)
-    store.forget_command()
-    state = store.save(_first_state(target, store, served, spec))
-    rollout = Rollout(target, spec, state, replay)
-    if state.phase == "done":
-        unlock(target.folder)
-    return rollout
-
-
-def _first_state(target: Target, store: Store, served: ServedVersion, spec: DeploySpec) -> State:
-    deployment = store.deployment()
-    champion = deployment.champion if deployment is not None else None
-    plan: tuple[str, ...] = (START, PROMOTE)
-    slot: Slot = "blue"
-    done: tuple[StepRecord, ...] = ()
-    if champion is not None and champion.version.digest == served.digest:
-        # nothing to compare with: it serves, or it is brought up again
-        slot, champion, plan = champion.slot, None, (START, PROMOTE)
-        if is_serving(target, slot):
-            reason = f"{served.model} is champion already"
-            done = (
-                StepRecord(step=START, weight=100, decision="already", reason=reason, seconds=0),
-            )
-            plan = (START,)
-    elif champion is not None:
-        slot = "green" if champion.slot == "blue" else "blue"
-        plan = (START, *_comparisons(spec), PROMOTE, *((SOAK,) if spec.soak_s else ()))
-    return State(
-        id=secrets.token_hex(4),
-        phase="done" if done else "running",
-        plan=plan,
-        candidate=Placed(version=served, slot=slot),
-        champion=champion,
-        salt=secrets.token_hex(8),
-        started_at=time.time(),
-        done=done,
-        reason=done[0].reason if done else "",
-    )
-
-
-def _comparisons(spec: DeploySpec) -> list[str]:
-    match spec.strategy:
-        case Canary(steps=steps, shadow_pct=shadow_pct):
-            return [*([SHADOW] if shadow_pct else []), *(f"{weight:g} %" for weight in steps)]
-        case BlueGreen():
-            return [SHADOW]
-        case _:
-            return []
-
-
-def is_serving(target: Target, slot: Slot) -> bool:
-    if not target.ready(slot).ready:
-        return False
-    try:
-        target.endpoint()
-    except LookupError:
-        return False
-    return True
-
-
-def taken_up(target: Target, spec: DeploySpec, replay: Sequence[Mapping[str, Any]] = ()) -> Rollout:
-    """Return the rollout whose state is on disk, for a step that runs in another process."""
-    state = required(Store(target.folder).state(), target.folder)
-    return Rollout(target, spec, state, replay)

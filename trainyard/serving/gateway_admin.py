@@ -109,7 +109,11 @@ def _save_newest(proxy: Proxy) -> None:
 
 
 class Feedback:
-    """POST /v1/feedback: what a user thought of an answer, one line each in feedback.jsonl."""
+    """POST /v1/feedback: what a user thought of an answer, one line each in feedback.jsonl.
+
+    The first word on each answer also counts in an A/B test, as long as the gateway remembers which
+    version gave it; `counts` in the reply says so.
+    """
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
@@ -122,9 +126,18 @@ class Feedback:
             row = _Feedback.model_validate_json(await request.read())
         except ValidationError as error:
             return problem(400, str(error))
-        line = json.dumps({"at": time.time(), **row.model_dump()}, ensure_ascii=False)
-        await asyncio.to_thread(self._append, line)
-        return web.json_response({"taken": True}, status=202)
+        journal = self._proxy.journal
+        answered = journal.answer(row.request_id)
+        if answered is not None:
+            journal.vote(answered, row.score)
+        told = {
+            "at": time.time(),
+            **row.model_dump(),
+            "version": answered and answered.digest,
+            "variant": answered and answered.variant,
+        }
+        await asyncio.to_thread(self._append, json.dumps(told, ensure_ascii=False))
+        return web.json_response({"taken": True, "counts": answered is not None}, status=202)
 
     def _append(self, line: str) -> None:
         with self._path.open("a", encoding="utf-8") as file:

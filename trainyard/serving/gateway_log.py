@@ -5,7 +5,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -38,8 +38,8 @@ class Record:
     """The client's own mistakes (4xx but 429) are ok: they say nothing about the variant."""
 
     source: str
-    """`live`, `shadow` (a copy that no client sees), `replay`, or `forced` (chosen by the client,
-    so no fair comparison)."""
+    """`live`, `shadow` (a copy that no client sees), `replay`, `forced` (chosen by the client, so
+    no fair comparison), or `feedback` (no request: what a user said of one)."""
 
     request_id: str
     seconds: float = 0.0
@@ -48,6 +48,8 @@ class Record:
     tokens_out: int = 0
     flags: tuple[Flag, ...] = ()
     why: str = ""
+    score: float | None = None
+    """Of feedback: -1 bad, 1 good."""
 
 
 class Metrics:
@@ -111,14 +113,34 @@ class Journal:
         self.boot = uuid.uuid4().hex
         self.metrics = Metrics()
         self._next = 0
-        self._ring: deque[Record] = deque(maxlen=RING)
+        self._ring: deque[Record] = deque()
+        self._answers: dict[str, Record] = {}
+        """By request id, what users were answered and nobody has voted on yet."""
 
     def add(self, **fields: Any) -> Record:
-        record = Record(seq=self._next, at=time.time(), **fields)
-        self._next += 1
-        self._ring.append(record)
+        record = self._keep(Record(seq=self._next, at=time.time(), **fields))
+        if record.ok and record.source == "live":
+            self._answers[record.request_id] = record
         self.metrics.count(record)
         return record
+
+    def _keep(self, record: Record) -> Record:
+        self._next += 1
+        self._ring.append(record)
+        if len(self._ring) > RING:
+            old = self._ring.popleft()
+            if self._answers.get(old.request_id) is old:
+                del self._answers[old.request_id]
+        return record
+
+    def answer(self, request_id: str) -> Record | None:
+        """What was answered, once; None for an unknown or forgotten request, or a second vote."""
+        return self._answers.pop(request_id, None)
+
+    def vote(self, answered: Record, score: float) -> None:
+        """Note what a user said of an answer, for whoever compares variants."""
+        said = replace(answered, seq=self._next, at=time.time(), source="feedback", score=score)
+        self._keep(said)
 
     def since(self, seq: int, limit: int = 5000) -> dict[str, Any]:
         """Records numbered `seq` and later, oldest first, and how many were lost to the ring."""

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from trainyard.recipe.deploy import BlueGreen, Canary, DeploySpec
+from tests.unit.rollout.test_manifests import make
+from trainyard.recipe.deploy import Ab, BlueGreen, Canary, DeploySpec, Evidence
 
 
 def test_steps_grow() -> None:
@@ -36,3 +37,21 @@ def test_engine_and_target_fit(spec: dict[str, object], says: str) -> None:
 def test_blue_green_has_something_to_see() -> None:
     with pytest.raises(ValidationError, match="there would be no evidence"):
         BlueGreen(replay=False)
+
+
+@pytest.mark.parametrize("strategy", [Canary, Ab, BlueGreen])
+def test_a_person_may_be_asked_before_all_traffic(strategy: type[Evidence]) -> None:
+    assert strategy(approve_at=(100,)).approve_at == (100,)
+
+
+def test_a_person_is_asked_before_steps_that_there_are() -> None:
+    assert Canary(steps=(5, 25), approve_at=(25,)).approve_at == (25,)
+    with pytest.raises(
+        ValidationError, match=r"approve_at \(30\) is no step: there are 5, 25, 100"
+    ):
+        Canary(steps=(5, 25), approve_at=(30,))
+
+
+def test_votes_need_one_gateway() -> None:
+    with pytest.raises(ValidationError, match="each replica has its own: take canary"):
+        DeploySpec(engine="vllm", strategy=Ab(), target=make()[1])

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from trainyard import rollout
+from trainyard.errors import Waiting
 from trainyard.recipe.deploy import Canary, DeploySpec
+from trainyard.rollout import Rollout
 from trainyard.rollout.state import Store, unlock
 from trainyard.rollout.target import Observation, Readiness, ServedVersion, Slot
 
@@ -191,6 +193,109 @@ def test_killed_at_any_action_it_gives_way_to_the_next_version(
         assert rollout.run(fresh, LATER, spec=SPEC).promoted, f"killed at action {at}"
         assert fresh.serves() == LATER.digest
         assert len(fresh.engines) == 1, f"killed at action {at}"
+
+
+ASKED = SPEC.model_copy(update={"strategy": STRATEGY.model_copy(update={"approve_at": (50, 100)})})
+
+
+def ask_and_answer(world: World, yes: bool = True, at_most: int = 9) -> Rollout:
+    """Run until the end; answer each question that comes up."""
+    for _ in range(at_most):
+        try:
+            return rollout.run(world, NEW, spec=ASKED)
+        except Waiting:
+            assert world.serves() == OLD.digest, "nobody gets the candidate while people think"
+            rollout.begin(world, NEW, spec=ASKED).answer(yes, "I looked at it")
+    raise AssertionError("asked for ever")
+
+
+def test_a_person_is_asked_between_steps_and_the_champion_serves_meanwhile(world: World) -> None:
+    with pytest.raises(Waiting, match=r"go to 50 %. 10 %: .*trainyard rollout m approve"):
+        rollout.run(world, NEW, spec=ASKED)
+    state = Store(world.folder).state()
+    assert state is not None
+    assert (state.phase, state.weight, world.serves()) == ("waiting", 0, OLD.digest)
+    assert set(world.engines) == {"blue", "green"}, "both stay warm"
+    with pytest.raises(Waiting):
+        rollout.run(world, NEW, spec=ASKED)  # asking again changes nothing
+    done = ask_and_answer(world)
+    assert [(r.step, r.decision) for r in done.state.done] == [
+        ("start", "go_on"), ("10 %", "go_on"), ("approve 50 %", "go_on"), ("50 %", "go_on"),
+        ("approve 100 %", "go_on"), ("100 %", "promoted"), ("soak", "go_on"),
+    ]  # fmt: skip
+    assert done.state.done[2].reason == "approved: I looked at it"
+    assert world.serves() == NEW.digest
+
+
+def test_a_no_ends_it(world: World) -> None:
+    done = ask_and_answer(world, yes=False)
+    assert (done.state.phase, done.state.reason) == ("aborted", "asked for: I looked at it")
+    assert world.serves() == OLD.digest
+    assert list(world.engines) == ["blue"]
+
+
+def test_an_answer_to_one_question_is_none_to_the_next(world: World) -> None:
+    with pytest.raises(Waiting):
+        rollout.run(world, NEW, spec=ASKED)
+    Store(world.folder).command("approve", "yes", "approve 50 %")
+    with pytest.raises(Waiting, match="go to 100 %"):
+        rollout.run(world, NEW, spec=ASKED)
+    Store(world.folder).command("approve", "stale", "approve 50 %")
+    with pytest.raises(Waiting, match="go to 100 %"):
+        rollout.run(world, NEW, spec=ASKED)
+
+
+def test_whoever_promotes_is_asked_nothing_more(world: World) -> None:
+    with pytest.raises(Waiting):
+        rollout.run(world, NEW, spec=ASKED)
+    Store(world.folder).command("promote", "it is urgent")
+    assert rollout.run(world, NEW, spec=ASKED).promoted
+
+
+def test_an_engine_that_ended_meanwhile_is_brought_up_again(world: World) -> None:
+    with pytest.raises(Waiting):
+        rollout.run(world, NEW, spec=ASKED)
+    world.engines.pop("green")  # a reboot, some days later
+    assert ask_and_answer(world).promoted
+
+
+def test_killed_at_any_action_it_asks_no_question_twice_and_skips_none(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    counted = World(tmp_path_factory.mktemp("count"))
+    rollout.run(counted, OLD, spec=SPEC)
+    counted.calls = 0
+    ask_and_answer(counted)
+    for at in range(1, counted.calls + 1):
+        fresh = World(tmp_path_factory.mktemp("killed"))
+        rollout.run(fresh, OLD, spec=SPEC)
+        fresh.calls, fresh.die_at = 0, at
+        try:
+            done = ask_and_answer(fresh)
+        except Killed:
+            unlock(fresh.folder)
+            fresh.dead, fresh.die_at = False, None
+            fresh.lease_runs_out()
+            done = ask_and_answer(fresh)
+        steps = [r.step for r in done.state.done]
+        assert steps.count("approve 50 %") == steps.count("approve 100 %") == 1
+        assert fresh.serves() == NEW.digest, f"killed at action {at}"
+        assert len(fresh.engines) == 1, f"killed at action {at}"
+
+
+def test_a_version_that_waits_gives_way_to_the_next_one(world: World) -> None:
+    with pytest.raises(Waiting):
+        rollout.run(world, NEW, spec=ASKED)
+    assert rollout.run(world, LATER, spec=SPEC).promoted
+    assert len(world.engines) == 1
+
+
+def test_a_rollback_ends_a_rollout_that_waits(world: World) -> None:
+    with pytest.raises(Waiting):
+        rollout.run(world, NEW, spec=ASKED)
+    assert rollout.rollback(world, "we changed our minds").warm
+    assert world.serves() == OLD.digest
+    assert list(world.engines) == ["blue"]
 
 
 def test_a_rollout_interrupted_by_its_user_leaves_the_champion_alone(
