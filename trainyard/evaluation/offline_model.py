@@ -39,6 +39,8 @@ Body = dict[str, Any]
 class Model:
     def __init__(self, base: Path, adapter: Path | None, *, trust_remote_code: bool) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        if adapter is not None and (adapter / "config.json").is_file():  # method: full
+            base, adapter = adapter, None
         self._model = AutoModelForCausalLM.from_pretrained(
             base,
             dtype="auto" if device == "cuda" else torch.float32,

@@ -1,5 +1,7 @@
 """Merge an adapter into its 16-bit base and write one model; stdin: base, adapter, out, kind.
 
+Of a version that is a whole model (`method: full`), that model.
+
 Always from the base's own weights, never from a 4-bit copy: what NF4 has rounded away would be
 merged in. `nf4` and `int8` quantise the merged model (bitsandbytes).
 """
@@ -32,8 +34,15 @@ def load(folder: Path, **more: Any) -> Any:
     )
 
 
+def is_whole(version: Path) -> bool:
+    return (version / "config.json").is_file()
+
+
 def merge(base: Path, adapter: Path, out: Path) -> None:
     """Add the update in 32 bits and round once, to the base's own type."""
+    if is_whole(adapter):
+        load(adapter).save_pretrained(out, safe_serialization=True)
+        return
     model = load(base)
     dtype = next(model.parameters()).dtype
     merged = PeftModel.from_pretrained(model.float(), adapter).merge_and_unload(safe_merge=True)

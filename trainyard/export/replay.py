@@ -11,14 +11,18 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from trainyard.export.merge import load
+from trainyard.export.merge import is_whole, load
 from trainyard.parity.reference import scores
 
 
 def main() -> int:
     asked = json.load(sys.stdin)
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print
-    model = PeftModel.from_pretrained(load(Path(asked["base"])), asked["adapter"])
+    adapter = Path(asked["adapter"])
+    if is_whole(adapter):
+        model = load(adapter)
+    else:
+        model = PeftModel.from_pretrained(load(Path(asked["base"])), adapter)
     found = {"adapter": scores(model, asked["probes"])}
     del model
     gc.collect()

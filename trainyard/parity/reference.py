@@ -20,13 +20,13 @@ for _unused in ("sklearn", "torchao"):  # peft imports them wherever they are: a
     sys.modules.setdefault(_unused, None)  # type: ignore[arg-type]
 
 import torch  # noqa: E402
-from peft import PeftModel, set_peft_model_state_dict  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from peft import PeftModel  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from trainyard.files import read_json  # noqa: E402
-from trainyard.training.job import JobFile, adapter_weights  # noqa: E402
+from trainyard.training import weights  # noqa: E402
+from trainyard.training.job import JobFile  # noqa: E402
 from trainyard.training.plain import arithmetic, load_model  # noqa: E402
 
 Read = dict[str, list[list[float]]]
@@ -41,11 +41,15 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     adapter, probes = Path(asked["adapter"]), asked["probes"]
     found = _as_trained(file, adapter, probes)
     gc.collect()
-    base = _load(file.job.base_model, file)
-    model = PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False)
+    if file.job.spec.method == "full":
+        model = _load(adapter, file)
+    else:
+        base = _load(file.job.base_model, file)
+        model = PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False)
+        del base
     found["precision"] = scores(model, probes)
     if asked["merged"]:
-        del base, model
+        del model
         gc.collect()
         found["merge"] = scores(_load(Path(asked["merged"]), file), probes)
     return found
@@ -54,12 +58,17 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
 def _as_trained(file: JobFile, adapter: Path, probes: list[dict[str, Any]]) -> dict[str, Any]:
     """The trained weights under the recipe's rank and scale, then the folder as PEFT reads it."""
     model = load_model(file)
-    set_peft_model_state_dict(model, load_file(adapter_weights(str(adapter))))
+    weights.put(model, weights.read(adapter))
     for parameter in model.parameters():
         if parameter.requires_grad:  # as the trainer keeps them
             parameter.data = parameter.data.float()
     with torch.autocast(_device(file), torch.bfloat16, enabled=arithmetic(file) == "bf16"):
         trainer = scores(model, probes)
+        if file.job.spec.method == "full":
+            del model
+            gc.collect()
+            whole = _load(adapter, file).float()
+            return {"trainer": trainer, "adapter": scores(whole, probes), "scales": []}
         model.load_adapter(adapter, adapter_name="exported")
         model.set_adapter("exported")
         return {

@@ -1,4 +1,4 @@
-"""How the adapter is trained."""
+"""How the model is trained."""
 
 import math
 from typing import Annotated, Literal
@@ -25,9 +25,12 @@ class TrainSpec(Frozen):
     """For `backend: command`: a program that honours the job contract; the job's folder is its last
     argument."""
 
-    method: Literal["lora", "qlora"] = "qlora"
+    method: Literal["lora", "qlora", "full"] = "qlora"
     """`qlora` keeps the frozen base in 4-bit NF4 with double quantisation (Dettmers et al. 2023,
-    arXiv:2305.14314); `lora` keeps it in 16 bits (Hu et al. 2021, arXiv:2106.09685)."""
+    arXiv:2305.14314); `lora` keeps it in 16 bits (Hu et al. 2021, arXiv:2106.09685). `full` trains
+    every weight, in 32 bits (18 bytes each with AdamW), for `objective: sft`: the version is a
+    whole model, which only `deploy.engine: cpu` on the local target serves; its learning rate is
+    about a tenth of LoRA's."""
 
     objective: Literal["sft", "dpo", "orpo", "kto"] = "sft"
     """`sft` imitates answers. `dpo` (Rafailov et al. 2023, arXiv:2305.18290) and `orpo` (Hong et
@@ -101,6 +104,12 @@ class TrainSpec(Frozen):
     max_seq_len: PositiveInt = 2048
     """Longest training row, in tokens; longer rows are an error, never cut."""
 
+    packing: bool = False
+    """Lay the rows of a forward pass end to end instead of padding them to the longest. Each row
+    sees only itself: before the first step, the loss of packed rows must be the sum of their own,
+    and a change in one row must leave the others' alone, or the training stops with 88. Saves work
+    where attention skips other rows; `sft` only."""
+
     activation_checkpointing: Literal["none", "block", "offload"] = "none"
     """`block` keeps one activation per layer and computes the rest again (about a third more
     compute); `offload` keeps those in host memory (Unsloth only). Neither helps on a CPU."""
@@ -117,6 +126,10 @@ class TrainSpec(Frozen):
 
     save_every: PositiveInt = 50
     """Optimiser steps between checkpoints; what a crash can cost."""
+
+    mirror_checkpoints: bool = False
+    """Copy each checkpoint to `register.archive` while training goes on, and start from the newest
+    copy on a machine that has none. A finished training deletes its copies."""
 
     eval_every: NonNegativeInt = 0
     """Optimiser steps between losses over the validation rows; the adapter with the lowest is kept.
@@ -163,6 +176,20 @@ class TrainSpec(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _full_has_no_adapter(self) -> "TrainSpec":
+        if self.method != "full":
+            return self
+        if self.backend == "unsloth" or self.objective != "sft":
+            raise ValueError(
+                f"method full is trained by backend: trl with objective: sft, not by "
+                f"{self.backend} with {self.objective}"
+            )
+        if self.dora or self.continue_from:
+            key = "dora" if self.dora else "continue_from"
+            raise ValueError(f"{key} is about an adapter, and method full trains none")
+        return self
+
+    @model_validator(mode="after")
     def _preferences_are_trls(self) -> "TrainSpec":
         if self.objective != "sft" and self.backend == "unsloth":
             raise ValueError(f"objective {self.objective} needs backend: trl, not unsloth")
@@ -170,6 +197,12 @@ class TrainSpec(Frozen):
             raise ValueError(
                 "objective kto compares rows within device_batch_size: set it to 2 or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _packing_is_for_sft(self) -> "TrainSpec":
+        if self.packing and self.objective != "sft":
+            raise ValueError(f"packing is proved equal for objective sft, not for {self.objective}")
         return self
 
     @model_validator(mode="after")

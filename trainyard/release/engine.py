@@ -63,6 +63,13 @@ def check(recipe: Recipe) -> None:
     for suite in recipe.evaluate.suites:
         if isinstance(suite, HarnessSuite):
             harness.check(suite)
+    local = isinstance(recipe.deploy.target, LocalTarget) and recipe.deploy.engine == "cpu"
+    if recipe.train.method == "full" and not local:
+        raise InputError(
+            f"train.method: full makes a whole model, and engine {recipe.deploy.engine} on target "
+            f"{recipe.deploy.target.kind} serves adapters of one base: set method: lora or qlora, "
+            "or deploy.engine: cpu with the local target"
+        )
     merged = recipe.evaluate.parity.merged
     if merged is not None and not (Path(merged) / "config.json").is_file():
         raise InputError(f"evaluate.parity.merged: {merged} has no config.json; name a whole model")

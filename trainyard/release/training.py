@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from trainyard import files, stage
+from trainyard import files, stage, storage
 from trainyard.errors import InputError
 from trainyard.recipe.base import Frozen
 from trainyard.registry import open_registry
@@ -22,6 +22,7 @@ from trainyard.training.job import (
     environment,
 )
 from trainyard.training.launcher import launch
+from trainyard.training.mirror import Mirror
 from trainyard.training.watchdog import Limits
 
 
@@ -109,6 +110,7 @@ def run(job: Job, checked: Checked, progress: Progress) -> Trained:
                 held.folder,
                 progress=lambda step: progress(*_shown(step)),
                 limits=Limits(total_s=job.recipe.resources.max_hours * 3600),
+                mirror=_mirror(job, held),
             )
             values = result.model_dump(mode="json")
             held.finish(values, [ADAPTER, METRICS, RESULT, JOB])
@@ -116,6 +118,14 @@ def run(job: Job, checked: Checked, progress: Progress) -> Trained:
         for output in (ADAPTER, METRICS, RESULT):
             held.publish(output, job.folder / "train" / output)
     return trained
+
+
+def _mirror(job: Job, held: Stage) -> Mirror | None:
+    """Under a name that every machine with the same inputs computes."""
+    if not job.recipe.train.mirror_checkpoints:
+        return None
+    store = storage.open_store(job.recipe.register.archive, job.home)
+    return Mirror(store, f"{job.recipe.name}-{held.folder.name}")
 
 
 def _trained(held: Stage, result: dict[str, Any], *, skipped: bool) -> Trained:

@@ -1,5 +1,7 @@
 """The base model in memory once, and LoRA adapters on it that are loaded, chosen and freed.
 
+A version that is a whole model (`method: full`) is one more model in memory beside the base.
+
 Nothing here is thread-safe: after loading, only the engine's thread may touch it. Covers decoders
 with full or sliding attention on the CPU, safetensors only.
 """
@@ -107,6 +109,9 @@ class Model:
         self._switches: list[Any] = []
         self._active = BASE
         self._count = 0
+        self._wanted = (dtype, trust_remote_code)
+        self._wholes: dict[str, torch.nn.Module] = {}
+        self._running: torch.nn.Module | None = None
 
     @property
     def dtype(self) -> str:
@@ -114,6 +119,8 @@ class Model:
 
     def load(self, name: str, folder: Path) -> Served:
         """Add an adapter under a new key. Raises InputError, and changes nothing then."""
+        if (folder / "config.json").is_file():
+            return self._load_whole(name, folder)
         config = read_adapter(folder)
         _check_fit(self.module, config, folder)
         template = self._template(folder)
@@ -133,14 +140,33 @@ class Model:
         eos_ids = {*template.eos_token_ids, *self.template.eos_token_ids}
         return Served(name, key, folder, template, frozenset(eos_ids), self.vocabulary)
 
+    def _load_whole(self, name: str, folder: Path) -> Served:
+        dtype, trusted = self._wanted
+        found = Model(folder, name, dtype=dtype, trust_remote_code=trusted)
+        if found.vocabulary != self.vocabulary or found.max_len != self.max_len:
+            raise InputError(
+                f"{folder} has {found.vocabulary} embeddings and {found.max_len} positions, the "
+                f"base {self.vocabulary} and {self.max_len}: it was trained from another one"
+            )
+        self._count += 1
+        key = f"w{self._count}"
+        self._wholes[key] = found.module
+        eos_ids = found.base.eos_ids | frozenset(self.template.eos_token_ids)
+        return Served(name, key, folder, found.template, eos_ids, self.vocabulary)
+
     def unload(self, key: str) -> None:
         """Free the adapter's weights."""
+        if self._wholes.pop(key, None) is not None:
+            self._running = None
+            gc.collect()
+            return
         self._forget(key)
         self._find_switches()
         gc.collect()
 
     def activate(self, key: str) -> None:
-        if key == self._active:
+        self._running = self._wholes.get(key)
+        if self._running is not None or key == self._active:
             return
         if BASE in (key, self._active):
             for layer in self._switches:
@@ -196,7 +222,8 @@ class Model:
         keep: int,
     ) -> torch.Tensor:
         """Logits [B, keep or T, V] in float32; `keep` = 0 keeps all T. The cache grows by T."""
-        out = self.module(
+        running = self.module if self._running is None else self._running
+        out = running(
             input_ids=input_ids,
             attention_mask=mask,
             position_ids=positions,

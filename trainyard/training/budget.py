@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from trainyard.recipe.resources import Card, ResourcesSpec
 from trainyard.recipe.train import TrainSpec
-from trainyard.training.memory import GIB, Shape
+from trainyard.training.memory import GIB, Shape, trained_weights
 
 PEAK_TFLOPS: dict[Card, float] = {
     "T4": 65,
@@ -53,7 +53,7 @@ def budget(
     hours = _seconds(shape, train, resources, steps, tokens) / 3600
     gpu_hours = hours * resources.gpus
     price = resources.price_per_gpu_hour
-    trained = shape.adapter(train.rank, train.target_modules)
+    trained = trained_weights(shape, train)
     return Budget(
         steps=steps,
         tokens=tokens,
@@ -67,9 +67,13 @@ def budget(
 def _seconds(
     shape: Shape, train: TrainSpec, resources: ResourcesSpec, steps: int, tokens: int
 ) -> float:
-    """Forward and backward through frozen weights are 2 + 2 operations per weight and token."""
+    """Forward and backward through frozen weights are 2 + 2 operations per weight and token.
+
+    Gradients of the weights themselves are 2 more.
+    """
     weights = shape.active_linear + shape.vocabulary * shape.hidden
     passes = 4 if train.activation_checkpointing == "none" else 6
+    passes += 2 if train.method == "full" else 0
     work = passes * weights * tokens
     if not resources.gpus:
         return CPU_START_S + work / (CPU_FLOPS_PER_THREAD * train.threads)

@@ -37,6 +37,7 @@ CODES = {
 JOB = "job.json"
 HEARTBEAT = "heartbeat.json"
 METRICS = "metrics.jsonl"
+BEST = "best"
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 RESULT = "result.json"
@@ -120,7 +121,8 @@ class TrainResult(Frozen):
 
 def identity_of(job: TrainJob, backend: Backend) -> dict[str, str]:
     """Digest of each thing that must not change between a checkpoint and its continuation."""
-    spec = job.spec.model_dump(mode="json", exclude={"backend"})
+    elsewhere = {"backend", "continue_from", "mirror_checkpoints"}
+    spec = job.spec.model_dump(mode="json", exclude=elsewhere)
     template = job.chat_template or ""
     start = adapter_weights(job.spec.continue_from) if job.spec.continue_from else None
     return {

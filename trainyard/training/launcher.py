@@ -5,6 +5,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from trainyard.training import job as contract
 from trainyard.training.checkpoints import discard_unusable, newest_complete, step_of
 from trainyard.training.job import Backend, JobFile, TrainJob, TrainResult, identity_of
 from trainyard.training.journal import Journal
+from trainyard.training.mirror import Mirror
 from trainyard.training.versions import check_unsloth
 from trainyard.training.watchdog import (
     PROCESS,
@@ -46,6 +48,7 @@ def launch(
     *,
     progress: Progress | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    mirror: Mirror | None = None,
 ) -> TrainResult:
     """Train `job` in `folder` and return the result, going on from whole checkpoints found there.
 
@@ -59,7 +62,10 @@ def launch(
     finished = training.finished()
     if finished is not None:
         return finished
-    with sigterm_raises():
+    if mirror:
+        mirror.fetch(training.folder)
+        training.discard()
+    with sigterm_raises(), mirror.following(training.folder) if mirror else nullcontext():
         return training.climb()
 
 
@@ -74,7 +80,7 @@ def choose_backend(job: TrainJob) -> Backend:
         raise InputError("unsloth is not installed: see the README, or set backend: trl")
     if job.spec.backend != "auto":
         return job.spec.backend
-    if job.spec.objective != "sft":
+    if job.spec.objective != "sft" or job.spec.method == "full":
         return "trl"
     return "unsloth" if _installed("unsloth") else "trl"
 
@@ -131,6 +137,9 @@ class _Training:
             for name in (contract.METRICS, contract.RESULT, contract.ERROR, contract.LOG):
                 (self.folder / name).unlink(missing_ok=True)
         self.attempts = [] if changed else before["attempts"]
+        self.discard()
+
+    def discard(self) -> None:
         for reason in discard_unusable(self.folder / contract.CHECKPOINTS, self.identity):
             logger.info("%s", reason)
 

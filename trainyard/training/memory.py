@@ -73,6 +73,13 @@ class Shape:
         return self.layers * rank * sum(sides[name] for name in named)
 
 
+def trained_weights(shape: Shape, train: TrainSpec) -> int:
+    """Weights that the training changes."""
+    if train.method == "full":
+        return shape.parameters
+    return shape.adapter(train.rank, train.target_modules)
+
+
 def shape_of(config: Mapping[str, Any]) -> Shape:
     """Read a `config.json`; raises InputError when it lacks a size."""
     config = config.get("text_config") or config
@@ -105,7 +112,7 @@ class MemoryEstimate:
 
     weights: float
     adapters: float
-    """Trained weights and their gradients, in 32 bits."""
+    """Trained weights and their gradients, in 32 bits; of `full`, all weights."""
     optimizer: float
     activations: float
     logits: float
@@ -138,10 +145,11 @@ def estimate(
     rows = rows or train.device_batch_size
     answers = 2 if train.objective in ("dpo", "orpo") else 1  # chosen and rejected, in one pass
     positions = rows * answers * (tokens or train.max_seq_len)
+    # `full` keeps its 32-bit weights with the trained ones, and 16-bit copies while it computes
     per_weight = NF4_BYTES if train.method == "qlora" else _width(train)
     embedding = 4 if embeddings_in_32_bits else _width(train)
     norms = 2 * shape.layers * shape.hidden * 4
-    trained = shape.adapter(train.rank, train.target_modules)
+    trained = trained_weights(shape, train)
     return MemoryEstimate(
         weights=(shape.linear * per_weight + shape.embeddings * embedding + norms) / GIB,
         adapters=trained * 8 / GIB,
@@ -251,5 +259,7 @@ def _savings(train: TrainSpec, p99_tokens: int | None) -> Iterator[tuple[str, An
         yield "activation_checkpointing", "offload"
     if train.method == "lora":
         yield "method", "qlora"
+    if train.method == "full":
+        yield "method", "lora"
     if p99_tokens is not None and p99_tokens < train.max_seq_len:
         yield "max_seq_len", p99_tokens

@@ -48,6 +48,21 @@ class Pad:
         return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
+class Pack(Pad):
+    """Collate rows into one, end to end; positions that begin again keep them apart.
+
+    Attention tells rows by positions only where no mask is given. A row's first token has no label:
+    what stands before it is another row.
+    """
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = [token for row in rows for token in row["input_ids"]]
+        labels = [label for row in rows for label in (IGNORED, *row["labels"][1:])]
+        positions = [at for row in rows for at in range(len(row["input_ids"]))]
+        packed = {"input_ids": ids, "labels": labels, "position_ids": positions}
+        return {key: torch.tensor([values]) for key, values in packed.items()}
+
+
 class PadWithOthers(DataCollatorForUnpairedPreference):
     """KTO's batch, with the answer of the row before as each prompt's mismatched answer.
 
@@ -142,10 +157,10 @@ def config_of(spec: TrainSpec, common: dict[str, Any]) -> Any:
     return DPOConfig(beta=spec.beta, disable_dropout=False, **common)
 
 
-def collator_of(objective: str, pad_token_id: int, multiple: int) -> Any:
-    if objective == "sft":
-        return Pad(pad_token_id, multiple)
-    kind = PadWithOthers if objective == "kto" else DataCollatorForPreference
+def collator_of(spec: TrainSpec, pad_token_id: int, multiple: int) -> Any:
+    if spec.objective == "sft":
+        return (Pack if spec.packing else Pad)(pad_token_id, multiple)
+    kind = PadWithOthers if spec.objective == "kto" else DataCollatorForPreference
     return kind(pad_token_id=pad_token_id, pad_to_multiple_of=multiple)
 
 

@@ -1,4 +1,4 @@
-"""What a finished training leaves: the adapter, and last the result."""
+"""What a finished training leaves: the adapter or the whole model, and last the result."""
 
 import json
 import os
@@ -10,30 +10,47 @@ import torch
 
 from trainyard.data.template import Template
 from trainyard.files import digest_tree, read_json, write_json, write_text
+from trainyard.training import weights
 from trainyard.training.job import ADAPTER, METRICS, RESULT, TrainJob, environment
 from trainyard.training.journal import read_metrics
 from trainyard.training.trainer import JobTrainer, rss_gib
 
+CONFIGS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
 
 def write_adapter(model: Any, template: Template, job: TrainJob, folder: Path) -> None:
-    """Write `adapter/`: PEFT weights and the base's tokenizer, nothing of this machine in it."""
+    """Write `adapter/`: trained weights and the base's tokenizer, nothing of this machine in it.
+
+    Of `method: full` the weights are the whole model, in the base's own type.
+    """
     adapter, part = folder / ADAPTER, folder / f".{ADAPTER}"
     for old in (adapter, part):
         shutil.rmtree(old, ignore_errors=True)
-    model.save_pretrained(str(part), safe_serialization=True, selected_adapters=["default"])
+    if job.spec.method == "full":
+        known = read_json(job.base_model / "config.json")
+        name = known.get("dtype") or known.get("torch_dtype") or "float32"
+        model.to(getattr(torch, name))
+        model.config._name_or_path = job.base_ref
+    weights.save(model, part)
     (part / "README.md").unlink(missing_ok=True)
-    config = read_json(part / "adapter_config.json")
-    config["base_model_name_or_path"] = job.base_ref
-    if isinstance(config.get("target_modules"), list):
-        config["target_modules"] = sorted(config["target_modules"])
-    write_text(part / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+    if job.spec.method != "full":
+        _settle(part / "adapter_config.json", job.base_ref)
+    for name in CONFIGS:
         if (job.base_model / name).is_file():
             shutil.copyfile(job.base_model / name, part / name)
     if template.source is not None:
         write_text(part / "chat_template.jinja", template.source)
     os.sync()
     part.replace(adapter)
+
+
+def _settle(file: Path, base_ref: str) -> None:
+    """Make the same adapter the same bytes: PEFT writes the base's folder, and sets unordered."""
+    config = read_json(file)
+    config["base_model_name_or_path"] = base_ref
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])
+    write_text(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def write_result(folder: Path, trainer: JobTrainer, backend: str, measured: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A base model with a fresh adapter on it, as the plain backend trains them: transformers and PEFT.
+"""A base model as the plain backend trains it, with an adapter or whole: transformers and PEFT.
 
 Apart from the trainer, so that a parity check can load what was trained exactly like this.
 """
@@ -14,9 +14,10 @@ from trainyard.training.job import JobFile
 
 
 def load_model(file: JobFile) -> Any:
-    """Return the PEFT model; rank, scale and layers are the recipe's."""
+    """Return the PEFT model; rank, scale and layers are the recipe's. `full`: the base itself."""
     job, spec = file.job, file.job.spec
-    dtype = torch.bfloat16 if arithmetic(file) == "bf16" else torch.float32
+    narrow = arithmetic(file) == "bf16" and spec.method != "full"
+    dtype = torch.bfloat16 if narrow else torch.float32
     base = AutoModelForCausalLM.from_pretrained(
         job.base_model,
         dtype=dtype,
@@ -26,6 +27,8 @@ def load_model(file: JobFile) -> Any:
         use_safetensors=True,
         local_files_only=True,
     )
+    if spec.method == "full":
+        return base
     adapter = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,

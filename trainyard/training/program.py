@@ -233,7 +233,7 @@ def make_trainer(
         train_dataset=Dataset.from_dict(
             {key: [r[key] for r in rows] for key in COLUMNS[objective]}
         ),
-        data_collator=collator_of(objective, tokenizer.pad_token_id, multiple),
+        data_collator=collator_of(file.job.spec, tokenizer.pad_token_id, multiple),
         processing_class=tokenizer,
     )
     # TRL stores the adapter of a 4-bit base in bfloat16, which cannot hold updates below 1/256

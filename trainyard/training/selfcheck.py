@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
-from safetensors.torch import load_file
 
 from trainyard.data.template import Template
+from trainyard.training import weights
 from trainyard.training.job import JobFile
 from trainyard.training.rows import IGNORED
 
 TOLERANCE = 0.01
 """Relative difference allowed between two ways to compute the same number."""
+LEAK = 1e-4
+"""Relative change of a loss that must not change: the same operations on the same shapes."""
 CHATS = ("sft", "preference", "kto")
 
 
@@ -37,6 +38,8 @@ def all_checks(
         if trainer.start_loss is not None:
             found["start_loss"] = starts_at_the_reference(trainer, batch)
         found["accumulation"] = accumulation(trainer, short)
+        if file.job.spec.packing:
+            found["packing"] = packing(trainer, short)
         if found["quantised_layers"] and trainer.args.device.type == "cpu":
             found["gradient_after_eval"] = gradient_after_eval(trainer, batch)
         if trainer.args.device.type == "cuda":
@@ -66,10 +69,12 @@ def turns_end(rows: list[dict[str, Any]], template: Template, collate: Any) -> N
     for row in chats[:1]:
         longest = max(rows, key=lambda row: len(row["input_ids"]))
         batch = collate([row, longest])
-        trained = (
-            batch["completion_mask"] if "completion_mask" in batch else batch["labels"] != IGNORED
-        )
-        if int(trained[0].sum()) != sum(label != IGNORED for label in row["labels"]):
+        if "completion_mask" in batch:  # its first row is the chosen answer
+            trained, wanted = batch["completion_mask"][0], [row]
+        else:
+            trained, wanted = batch["labels"][:, 1:] != IGNORED, [row, longest]
+        labels = [label for one in wanted for label in one["labels"][1:]]
+        if int(trained.sum()) != sum(label != IGNORED for label in labels):
             raise Failed("padding: the collator changed which tokens are trained")
         if collate.pad_token_id in eos:
             raise Failed(f"padding: token {collate.pad_token_id} pads and ends a turn")
@@ -148,6 +153,37 @@ def accumulation(trainer: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
     return {"one_piece": whole, "two_pieces": parts}
 
 
+def packing(trainer: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows that are packed together are trained as if each were alone."""
+    rows = rows[:4]
+    collate, model = trainer.data_collator, trainer.model
+    units = trainer.units(collate(rows))
+    attention = model.config._attn_implementation
+
+    def loss(batch: dict[str, Any]) -> float:
+        return float(trainer.loss_of(batch, units))
+
+    with torch.no_grad():
+        packed, alone = loss(collate(rows)), sum(loss(collate([row])) for row in rows)
+        if not abs(packed - alone) <= TOLERANCE * alone:
+            raise Failed(
+                f"packing: the loss of {len(rows)} packed rows is {packed:.6g} and the sum of "
+                f"their own is {alone:.6g} with {attention} attention: set packing: false"
+            )
+        size = len(rows[0]["input_ids"])
+        batch = collate(rows)
+        batch["labels"][0, :size] = IGNORED
+        before = loss(dict(batch))
+        batch["input_ids"][0, :size] = batch["input_ids"][0, :size].flip(0)
+        after = loss(batch)
+    if not abs(after - before) <= LEAK * before:
+        raise Failed(
+            f"packing: other tokens in one row change the loss of the rows after it from "
+            f"{before:.6g} to {after:.6g} with {attention} attention: set packing: false"
+        )
+    return {"attention": attention, "packed": packed, "alone": alone}
+
+
 def longest_batch(trainer: Any, rows: list[dict[str, Any]]) -> float:
     """Compute the gradient of the longest rows, so that memory ends now or not at all; its peak."""
     longest = sorted(rows, key=lambda row: -len(row["input_ids"]))
@@ -175,15 +211,9 @@ def gradient_after_eval(trainer: Any, batch: dict[str, Any]) -> dict[str, float]
 
 def save_and_load(model: Any) -> int:
     """What is written to disk is what was in memory; return the number of tensors."""
-    state = get_peft_model_state_dict(model)
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, safe_serialization=True, selected_adapters=["default"])
-        saved = load_file(Path(folder) / "adapter_model.safetensors")
-    wrong = [
-        name
-        for name in state
-        if not torch.equal(saved.get(name, torch.empty(0)), state[name].cpu())
-    ]
-    if wrong or len(saved) != len(state):
-        raise Failed(f"saving: {len(wrong)} of {len(state)} tensors of the adapter did not survive")
+        weights.save(model, Path(folder))
+        saved = weights.read(Path(folder))
+    if wrong := weights.not_in(model, saved):
+        raise Failed(f"saving: {len(wrong)} of {len(saved)} tensors did not survive")
     return len(saved)

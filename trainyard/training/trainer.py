@@ -2,21 +2,21 @@
 
 import math
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 
-from trainyard.training import selfcheck
+from trainyard.training import selfcheck, weights
 from trainyard.training.checkpoints import mark_complete
-from trainyard.training.job import JobFile
+from trainyard.training.job import BEST, METRICS, JobFile
 from trainyard.training.journal import Journal
 from trainyard.training.order import order_of_epoch, rows_of_step
 from trainyard.training.validation import Validation
@@ -82,17 +82,17 @@ class JobTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """With a reference adapter there, transformers 5.17 loads it and not the trained one."""
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = load_file(Path(resume_from_checkpoint) / "adapter_model.safetensors")
-        set_peft_model_state_dict(self.model, saved)
-        for name, tensor in get_peft_model_state_dict(self.model).items():
-            if not torch.equal(tensor.cpu().float(), saved[name].float()):
-                raise selfcheck.Failed(f"continuity: {name} is not what the checkpoint holds")
+        saved = weights.read(Path(resume_from_checkpoint))
+        weights.put(self.model, saved)
+        if wrong := weights.not_in(self.model, saved):
+            raise selfcheck.Failed(f"continuity: {wrong[0]} is not what the checkpoint holds")
 
     def training_step(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
         if self.started_at is None:
             self.started_at = self.state.global_step
             self._prove_order(inputs)
-        self.tokens += int(inputs["attention_mask"].sum())
+        mask = inputs.get("attention_mask")
+        self.tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
         loss = super().training_step(model, inputs, *more, **named)
         self.journal.beat("training", self.state.global_step)
         return loss
@@ -102,14 +102,23 @@ class JobTrainer(Trainer):
         step = self.state.global_step
         rows = rows_of_step(len(self.rows), self.batch_size, self.args.seed, step)
         mine = rows[self.args.process_index * self.args.per_device_train_batch_size :]
-        lengths = inputs["attention_mask"].sum(1).tolist()
-        given = inputs["input_ids"].tolist()[: len(lengths) // self.answers]
-        for row, ids, n in zip(mine, given, lengths, strict=False):
-            if ids[:n] != self.rows[row]["input_ids"]:
+        given = rows_in(inputs)
+        for row, ids in zip(mine, given[: len(given) // self.answers], strict=False):
+            if ids != self.rows[row]["input_ids"]:
                 raise selfcheck.Failed(
                     f"data order: step {step + 1} should train row {self.rows[row]['id']}, and the "
                     "loader gave another: the run cannot be continued"
                 )
+
+
+def rows_in(batch: dict[str, Any]) -> list[list[int]]:
+    """Token ids of each row of a batch, padded or packed."""
+    ids = batch["input_ids"].tolist()
+    if "attention_mask" in batch:
+        lengths = batch["attention_mask"].sum(1).tolist()
+        return [row[:n] for row, n in zip(ids, lengths, strict=True)]
+    starts = (batch["position_ids"][0] == 0).nonzero()[:, 0].tolist()
+    return [ids[0][a:b] for a, b in pairwise([*starts, len(ids[0])])]
 
 
 class Watch(TrainerCallback):
@@ -183,7 +192,14 @@ class Watch(TrainerCallback):
             torch.distributed.barrier()
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self._complete(checkpoint)
             mark_complete(checkpoint, state.global_step, self.file.identity)
+
+    def _complete(self, checkpoint: Path) -> None:
+        """Add what a continuation in another folder needs."""
+        shutil.copyfile(self.journal.folder / METRICS, checkpoint / METRICS)
+        if self.validation is not None and self.validation.folder.is_dir():
+            shutil.copytree(self.validation.folder, checkpoint / BEST)
 
     def _prove_continuity(self, step: int, loss: float, rate: float) -> None:
         """The first step of an attempt follows the last of the one before."""

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-FOLDER = "best"
+from trainyard.training import weights
+from trainyard.training.job import BEST
 
 
 class Validation(TrainerCallback):
@@ -21,7 +20,7 @@ class Validation(TrainerCallback):
     def __init__(
         self, folder: Path, rows: list[dict[str, Any]], every: int, patience: int | None
     ) -> None:
-        self.folder = folder / FOLDER
+        self.folder = folder / BEST
         self.rows = sorted(rows, key=lambda row: len(row["input_ids"]))
         self.every = every
         self.patience = patience
@@ -43,7 +42,7 @@ class Validation(TrainerCallback):
         self.losses[step] = self.measure()
         if self.best_step == step and state.is_world_process_zero:
             best = self.folder / f"step-{step}"
-            self.trainer.model.save_pretrained(best, selected_adapters=["default"])
+            weights.save(self.trainer.model, best)
         later = sum(1 for other in self.losses if other > self.best_step)
         if self.patience is not None and later >= self.patience:
             self.early = control.should_training_stop = True
@@ -79,5 +78,4 @@ class Validation(TrainerCallback):
 
     def restore_best(self, model: Any) -> None:
         """Put the adapter of the lowest loss back into the model."""
-        weights = self.folder / f"step-{self.best_step}" / "adapter_model.safetensors"
-        set_peft_model_state_dict(model, load_file(weights))
+        weights.put(model, weights.read(self.folder / f"step-{self.best_step}"))

@@ -7,6 +7,7 @@ import pytest
 from trainyard.base_model import resolve
 from trainyard.recipe.train import TrainSpec
 from trainyard.training.job import TrainJob
+from trainyard.training.launcher import launch
 
 BASE = Path("recipes/quickstart/base")
 
@@ -55,3 +56,31 @@ def make_job(rows, tmp_path_factory) -> Callable[..., TrainJob]:
         )
 
     return make
+
+
+PLAIN = {
+    "backend": "trl",
+    "method": "lora",
+    "precision": "fp32",
+    "device_batch_size": 2,
+    "max_steps": 4,
+    "save_every": 2,
+    "eval_every": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def plain_job(make_job, rows) -> Callable[..., TrainJob]:
+    """LoRA in 32 bits, whose numbers other ways to compute the same are compared with."""
+
+    def make(**settings: object) -> TrainJob:
+        return make_job(**(PLAIN | settings)).model_copy(update={"val": rows})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plain(plain_job, tmp_path_factory):
+    """One process, padded rows: folder and result."""
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, launch(plain_job(), folder)

@@ -7,22 +7,11 @@ from trainyard.errors import InputError
 from trainyard.training.journal import read_metrics
 from trainyard.training.launcher import launch
 
-SETTINGS = {
-    "backend": "trl",
-    "method": "lora",
-    "precision": "fp32",
-    "device_batch_size": 2,
-    "max_steps": 4,
-    "save_every": 2,
-    "eval_every": 2,
-}
 
-
-def test_two_processes_equal_one_at_the_same_batch(make_job, rows, tmp_path):
-    job = make_job(**SETTINGS).model_copy(update={"val": rows})
-    one = launch(job, tmp_path / "one")
-    two = launch(job.model_copy(update={"processes": 2}), tmp_path / "two")
-    lines = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+def test_two_processes_equal_one_at_the_same_batch(plain_job, plain, tmp_path):
+    one_folder, one = plain
+    two = launch(plain_job().model_copy(update={"processes": 2}), tmp_path)
+    lines = [read_metrics(folder / "metrics.jsonl") for folder in (one_folder, tmp_path)]
     for alone, together in zip(*lines, strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
         assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
@@ -34,7 +23,7 @@ def test_two_processes_equal_one_at_the_same_batch(make_job, rows, tmp_path):
         assert weights[1][name] == pytest.approx(tensor, abs=2e-4)
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(make_job, tmp_path):
-    job = make_job(**SETTINGS).model_copy(update={"processes": 3})
+def test_a_batch_that_the_processes_cannot_share_is_refused(plain_job, tmp_path):
+    job = plain_job().model_copy(update={"processes": 3})
     with pytest.raises(InputError, match=r"batch_size \(8\) must be a multiple .* 3 processes"):
         launch(job, tmp_path)

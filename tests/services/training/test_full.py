@@ -1,0 +1,115 @@
+"""Every weight is trained, on a machine that vanishes, and the model is served beside its base."""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.services.storage.servers import ACCESS, SECRET, moto
+from trainyard import storage
+from trainyard.files import read_json
+from trainyard.recipe.register import S3Archive
+from trainyard.serving.engines import start_local
+from trainyard.training.job import TrainJob
+from trainyard.training.journal import read_metrics
+from trainyard.training.launcher import launch
+from trainyard.training.mirror import Mirror
+
+torch.set_num_threads(1)
+BASE = Path("recipes/quickstart/base")
+DEADLINE_S = 300
+
+
+class MachineGone(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def job(plain_job) -> TrainJob:
+    return plain_job(method="full", learning_rate=5e-4, max_steps=8)
+
+
+@pytest.fixture(scope="module")
+def full(job, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("full")
+    return folder, launch(job, folder)
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    monkeypatch.setenv("ARCHIVE_KEY", ACCESS)
+    monkeypatch.setenv("ARCHIVE_SECRET", SECRET)
+    with moto() as url:
+        asked = {
+            "kind": "s3",
+            "url": "s3://mirrored/team",
+            "endpoint": url,
+            "access_key": "env:ARCHIVE_KEY",
+            "secret_key": "env:ARCHIVE_SECRET",
+            "create_bucket": True,
+        }
+        yield storage.open_store(S3Archive.model_validate(asked), tmp_path)
+
+
+def test_every_weight_is_trained_and_kept_in_the_type_of_the_base(full):
+    folder, result = full
+    lines = read_metrics(folder / "metrics.jsonl")
+    losses = [line["val_loss"] for line in lines if "val_loss" in line]
+    assert losses[-1] < losses[0] - 0.2
+    base, trained = (load_file(f / "model.safetensors") for f in (BASE, result.adapter))
+    assert {name: t.dtype for name, t in base.items()} == {n: t.dtype for n, t in trained.items()}
+    assert not [name for name, t in base.items() if torch.equal(t, trained[name])]
+    assert str(folder) not in (result.adapter / "config.json").read_text()
+    assert result.details["trained_parameters"] >= sum(t.numel() for t in base.values())
+
+
+def test_another_machine_goes_on_from_the_copies_in_the_archive(job, full, store, tmp_path):
+    lost, other = tmp_path / "lost", tmp_path / "other"
+
+    def vanish(line: dict) -> None:
+        if line["step"] < 3:
+            return
+        os.kill(read_json(lost / "process.json")["pid"], signal.SIGKILL)
+        until = time.monotonic() + DEADLINE_S
+        while not storage.list_checkpoints(store, "run") and time.monotonic() < until:
+            time.sleep(0.1)
+        shutil.rmtree(lost)
+        raise MachineGone
+
+    with pytest.raises(MachineGone):
+        launch(job, lost, progress=vanish, mirror=Mirror(store, "run"))
+    result = launch(job, other, mirror=Mirror(store, "run"))
+    assert result.attempts[0]["from_step"] >= 2
+    assert result.digest == full[1].digest
+    assert result.tokens == full[1].tokens
+    assert result.details["best_step"] == full[1].details["best_step"]
+    assert storage.list_checkpoints(store, "run") == []
+
+
+def test_a_whole_model_is_served_beside_the_base_it_was_trained_from(full, tmp_path):
+    result = full[1]
+    question = {"messages": [{"role": "user", "content": "Order 3 of 10 lamps. Which order?"}]}
+    with start_local(
+        "cpu",
+        base=BASE,
+        base_name="base",
+        adapters={"tuned@1": result.adapter},
+        log=tmp_path / "log",
+    ) as running:
+        asked = {
+            name: httpx.post(
+                f"{running.url}/v1/chat/completions",
+                json=question | {"model": name, "max_tokens": 12, "temperature": 0},
+                timeout=120,
+                trust_env=False,
+            ).json()["choices"][0]["message"]["content"]
+            for name in ("base", "tuned@1", "base")
+        }
+    assert asked["tuned@1"].startswith('{"order"')
+    assert asked["base"] != asked["tuned@1"]
