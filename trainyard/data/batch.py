@@ -1,34 +1,40 @@
 """Some records of a chunk as rows: what is asked, what is told, and what else they hold.
 
-Most rows are one question and one answer in text. They are read as two strings; their body is
-built only for who asks. `tests/unit/data/test_batch.py` holds them to what `RowReader` reads.
+Most rows are one question and one answer in text. Where their lines are alike, compiled loops take
+the two texts out of them; any other row is read as a body. `tests/unit/data/test_batch.py` holds
+both to what `RowReader` reads.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
-from trainyard.data.formats import Body, Shapes
+from trainyard.data.formats import Body
+from trainyard.data.lanes import HOLES, Lanes
 from trainyard.data.leakage import asked_and_told
+from trainyard.data.learn import lane_of
 from trainyard.data.lines import Records
 from trainyard.data.messages import RowProblem, text_of
 from trainyard.data.rows import RowReader
+from trainyard.data.scan import join
 from trainyard.data.structure import refuse_unusable
 
 SYSTEM = ("system", "developer")
-Lane = tuple[str, str | None, str, tuple[str, ...], int]
-"""Columns of the question, of more of it, of the answer, and those kept as metadata; and how many
-bytes beyond question and answer a line has at least when it gives a key twice."""
+MOST_LANES, MOST_TRIES = 8, 24
+"""Of one table: kinds of line that go fast, and rows that are tried for another."""
 
 
 @dataclass
 class Batch:
     """Usable rows in order; `taken[i]` is the position of row i among the records."""
 
-    taken: list[int] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    taken: NDArray[np.int64]
+    text: bytes
+    """Asked and told of each row in turn, as `join` puts them."""
+    bounds: NDArray[np.int64]
     bodies: dict[int, Body] = field(default_factory=dict)
     """Of rows that are more than one question and one answer."""
     aside: dict[int, str] = field(default_factory=dict)
@@ -41,21 +47,26 @@ class Batch:
     def __len__(self) -> int:
         return len(self.taken)
 
+    def asked(self, i: int) -> str:
+        return self.text[self.bounds[i, 0] : self.bounds[i, 1]].decode()
+
+    def told(self, i: int) -> str:
+        return self.text[self.bounds[i, 1] + 1 : self.bounds[i, 2]].decode()
+
     def body(self, i: int) -> Body:
         found = self.bodies.get(i)
-        return found if found is not None else conversation(self.asked[i], self.told[i])
+        return found if found is not None else conversation(self.asked(i), self.told(i))
 
-    def replace(self, i: int, body: Body) -> None:
-        """Row `i` with another body; its asked and told follow."""
-        self.bodies[i] = body
-        self.asked[i], self.told[i] = asked_and_told(body)
-
-    def texts(self) -> list[bytes]:
-        """Asked and told of each row in turn."""
-        made: list[bytes] = [b""] * (2 * len(self))
-        made[0::2] = map(str.encode, self.asked)
-        made[1::2] = map(str.encode, self.told)
-        return made
+    def replace(self, bodies: dict[int, Body]) -> None:
+        """Rows with other bodies; asked and told follow."""
+        texts: list[bytes] = []
+        for i, (begin, middle, end) in enumerate(self.bounds.tolist()):
+            if i in bodies:
+                texts += map(str.encode, asked_and_told(bodies[i]))
+            else:
+                texts += self.text[begin:middle], self.text[middle + 1 : end]
+        self.bodies |= bodies
+        self.text, self.bounds = join(texts)
 
 
 def conversation(asked: str, told: str) -> Body:
@@ -63,89 +74,84 @@ def conversation(asked: str, told: str) -> Body:
     return {"kind": "sft", "messages": turns}
 
 
+@dataclass
+class Row:
+    """A record that was read as a body."""
+
+    asked: str
+    told: str
+    body: Body | None
+    """None where it is one question and one answer."""
+    aside: str
+    meta: dict[str, Any]
+
+
 class BatchReader:
-    """Reads records of one table; columns seen before as one question, one answer go fast."""
+    """Reads records of one table; lines like others before them go fast."""
 
     def __init__(self, reader: RowReader) -> None:
-        self.reader = reader
-        self.lanes: dict[tuple[str, ...], Lane] = {}
-        mapped = reader.renamed or reader.spec.only_columns
-        self.plain = reader.table.records == "json" and not mapped
+        self.reader, self.lanes = reader, Lanes()
+        self.tries = MOST_TRIES if reader.table.records == "json" else 0
 
     def read(self, records: Records) -> Batch:
-        made = Batch()
-        loads, lanes, longest = orjson.loads, self.lanes, self.reader.max_bytes
-        take, ask, tell = made.taken.append, made.asked.append, made.told.append
-        for position, raw in enumerate(records.raw):
-            try:
-                row = loads(raw)
-                question, more, answer, spare, twice = lanes[tuple(row)]
-                asked, told = row[question], row[answer]
-                usual = type(asked) is type(told) is str
-                if more is not None and (extra := row[more]):
-                    usual = usual and type(extra) is str
-                    asked = f"{asked}\n{extra}" if asked else extra
-                # outside strings `":` ends a key and nothing else: more of them need a closer look
-                if usual and len(raw) - len(asked) - len(told) >= twice:
-                    usual = raw.count(b'":') == len(row)
-            except (orjson.JSONDecodeError, KeyError, TypeError):
-                usual = False
-            if not usual or len(raw) > longest:
-                self._closely(made, position, raw)
+        content = np.frombuffer(records.content, np.uint8)
+        which = np.full(len(records), -1, np.int64)
+        spans = np.zeros((len(records), HOLES, 3), np.int64)
+        place = content, records.starts, records.lengths
+        self.lanes.match(*place, self.reader.max_bytes, 0, which, spans)
+        problems: list[tuple[int, str, str]] = []
+        rows: dict[int, Row] = {}
+        for position in np.flatnonzero(which < 0).tolist():
+            if which[position] >= 0:  # by a lane that a row before it showed
                 continue
-            if spare and (meta := {n: v for n in spare if (v := row[n]) is not None}):
-                made.metas[len(made)] = meta
-            take(position)
-            ask(asked)
-            tell(told)
-        return made
+            raw = records.raw(position)
+            try:
+                rows[position] = row = self._row(raw)
+            except RowProblem as problem:
+                problems.append((position, *problem.args))
+                continue
+            if row.body is None and not row.meta and self._learn(raw):
+                self.lanes.match(*place, self.reader.max_bytes, position + 1, which, spans)
+        usable = which >= 0
+        usable[[*rows]] = True
+        taken = np.flatnonzero(usable)
+        texts = [text.encode() for row in rows.values() for text in (row.asked, row.told)]
+        text, bounds = self.lanes.lay(*place[:2], taken, which, spans, texts)
+        places = np.searchsorted(taken, [*rows]).tolist()
+        others = list(zip(places, rows.values(), strict=True))
+        return Batch(
+            taken,
+            text,
+            bounds,
+            bodies={i: row.body for i, row in others if row.body is not None},
+            aside={i: row.aside for i, row in others if row.aside},
+            metas={i: row.meta for i, row in others if row.meta},
+            problems=problems,
+        )
 
-    def _closely(self, made: Batch, position: int, raw: bytes) -> None:
-        raw = raw.removesuffix(b"\n")
-        try:
-            body, meta = self.reader.read(raw)
-            refuse_unusable(body)
-        except RowProblem as problem:
-            code, detail = problem.args
-            made.problems.append((position, code, detail))
-            return
+    def _row(self, raw: bytes) -> Row:
+        body, meta = self.reader.read(raw)
+        refuse_unusable(body)
         asked, told, aside, plain = texts_of(body)
-        if plain:
-            self._learn(raw)
-        else:
-            made.bodies[len(made)] = body
-            if aside:
-                made.aside[len(made)] = aside
-        if meta:
-            made.metas[len(made)] = meta
-        made.taken.append(position)
-        made.asked.append(asked)
-        made.told.append(told)
+        return Row(asked, told, None if plain else body, aside, meta)
 
-    def _learn(self, raw: bytes) -> None:
-        if not self.plain:
-            return
-        columns = tuple(orjson.loads(raw))
-        if columns not in self.lanes:
-            lane = lane_of(self.reader.shapes, columns)
-            if lane is not None:
-                self.lanes[columns] = lane
+    def _pair(self, raw: bytes) -> tuple[str, str] | None:
+        try:
+            row = self._row(raw)
+        except RowProblem:
+            return None
+        return None if row.meta or row.body is not None else (row.asked, row.told)
 
-
-def lane_of(shapes: Shapes, columns: tuple[str, ...]) -> Lane | None:
-    """How rows with these columns are one question and one answer, if they always are."""
-    try:
-        shape = shapes.recognise(frozenset(columns))
-    except RowProblem:
-        return None
-    if shape.name != "alpaca" or shape.needs != {"instruction", "output"}:
-        return None
-    if {"system", "history", "tools", "images", "image"} & {*columns}:
-        return None
-    spare = tuple(c for c in columns if c not in shape.needs | shape.may)
-    # `"k":0,` for a key, less one each for an input of 0 and for what joins question and input
-    twice = len(orjson.dumps(dict.fromkeys(columns, ""))) + min(map(len, columns)) + 5 - 2
-    return "instruction", "input" if "input" in columns else None, "output", spare, twice
+    def _learn(self, raw: bytes) -> bool:
+        """Whether the line shows a lane that is not known."""
+        if not self.tries or len(self.lanes.known) == MOST_LANES:
+            return False
+        self.tries -= 1
+        lane = lane_of(raw, self._pair)
+        if lane is None or lane in self.lanes.known:
+            return False
+        self.lanes.add(lane)
+        return True
 
 
 def texts_of(body: Body) -> tuple[str, str, str, bool]:

@@ -32,9 +32,9 @@ from trainyard.data.messages import text_of
 from trainyard.data.patterns import SEPARATOR, Patterns
 from trainyard.data.proof import Proof, prove, split
 from trainyard.data.rows import RowReader, encode, in_file
-from trainyard.data.scan import BANDS, SCANNED, Scanner, join
+from trainyard.data.scan import BANDS, SCANNED, Scanner
 from trainyard.data.shingles import distinct
-from trainyard.data.structure import ENDS, findings
+from trainyard.data.structure import findings, open_ended
 from trainyard.data.template import Template
 from trainyard.data.tokens import FastTokens
 from trainyard.errors import InputError
@@ -88,10 +88,10 @@ class ChunkCheck:
     def run(self) -> dict[str, Any]:
         for some in batches(self.chunk):
             batch = self.reader.read(some)
-            self.read += len(some.raw)
+            self.read += len(some)
             for position, code, detail in batch.problems:
                 self.reasons[code] += 1
-                raw, offset = some.raw[position].removesuffix(b"\n"), int(some.offsets[position])
+                raw, offset = some.raw(position), int(some.offsets[position])
                 why = [{"code": code, "detail": detail}]
                 line = int(some.lines[position])
                 self.bad.write(quarantined(self.table.name, line, offset, raw, why))
@@ -109,7 +109,7 @@ class ChunkCheck:
 
     def _check(self, batch: Batch, some: Records) -> None:
         facts = np.zeros(len(batch), FACTS)
-        taken = np.array(batch.taken)
+        taken = batch.taken
         facts["line"], facts["offset"] = some.lines[taken], some.offsets[taken]
         facts["length"] = some.lengths[taken]
         facts["kind"], facts["turns"], facts["samples"] = KIND["sft"], 2, 1
@@ -117,11 +117,10 @@ class ChunkCheck:
             facts["kind"][i] = KIND[body["kind"]]
             turns: Any = body.get("messages", body.get("prompt", ()))
             facts["turns"][i] = min(len(turns), 65535)
-        text, bounds = join(batch.texts())
-        if self._words(batch, facts, text, bounds):
-            text, bounds = join(batch.texts())
+        self._words(batch, facts)
         self._structure(batch, facts)
         self._names(batch, facts)
+        text, bounds = batch.text, batch.bounds
         scanned, bands = self.scanner.scan(np.frombuffer(text, np.uint8), bounds)
         for name in SHARED:
             facts[name] = scanned[name]
@@ -139,18 +138,18 @@ class ChunkCheck:
         self.details.write(orjson.dumps([self.usable + i, code, detail]) + b"\n")
         facts["flags"][i] |= np.uint32(BIT[code])
 
-    def _words(self, batch: Batch, facts: Any, text: bytes, bounds: NDArray[np.int64]) -> bool:
-        """Note patterns in all text of the rows; whether some of it was redacted."""
-        match = self.patterns.set.Match
-        begins = bounds[::TOGETHER, 0].tolist()
+    def _words(self, batch: Batch, facts: Any) -> None:
+        """Note patterns in all text of the rows, and redact where the recipe says so."""
+        match, text = self.patterns.set.Match, batch.text
+        begins = batch.bounds[::TOGETHER, 0].tolist()
         suspects = set(batch.aside)
         for block, (begin, end) in enumerate(pairwise([*begins, len(text)])):
             if match(text[begin:end]):
                 first = block * TOGETHER
                 suspects.update(range(first, min(first + TOGETHER, len(batch))))
-        changed = False
+        redacted: dict[int, dict[str, Any]] = {}
         for i in sorted(suspects):
-            whole = f"{batch.aside.get(i, '')}{batch.asked[i]}{SEPARATOR}{batch.told[i]}"
+            whole = f"{batch.aside.get(i, '')}{batch.asked(i)}{SEPARATOR}{batch.told(i)}"
             codes = set()
             for finding in self.patterns.find(whole):
                 code, name = finding.pattern.code, finding.pattern.name
@@ -158,12 +157,11 @@ class ChunkCheck:
                 self._note(facts, i, code, f"{name} {finding.masked}")
                 codes.add(code)
             if sensitive := self.redacted & codes:
-                body = batch.body(i)
-                counts = self._redact(body, sensitive)
-                batch.replace(i, body)
+                redacted[i] = batch.body(i)
+                counts = self._redact(redacted[i], sensitive)
                 batch.metas.setdefault(i, {})["redacted"] = dict(counts)
-                changed = True
-        return changed
+        if redacted:
+            batch.replace(redacted)
 
     def _redact(self, body: dict[str, Any], codes: frozenset[str]) -> Counter[str]:
         counts: Counter[str] = Counter()
@@ -188,10 +186,9 @@ class ChunkCheck:
     def _structure(self, batch: Batch, facts: Any) -> None:
         """Note what is wrong with roles, tools, images and the end of the answer."""
         # nothing can be wrong with an answer that ends like a sentence, in a row that is no more
-        open_ended = (i for i, t in enumerate(batch.told) if t[-1:] not in ENDS or "```" in t)
-        for i in sorted({*open_ended, *batch.bodies}):
-            body, told = batch.body(i), batch.told[i]
-            for code, detail in findings(body, self.table.folder, i not in batch.bodies, told):
+        for i in sorted({*open_ended(batch.text, batch.bounds), *batch.bodies}):
+            told, plain = batch.told(i), i not in batch.bodies
+            for code, detail in findings(batch.body(i), self.table.folder, plain, told):
                 self._note(facts, i, code, detail)
 
     def _names(self, batch: Batch, facts: Any) -> None:

@@ -23,7 +23,7 @@ SHORT[[8, 9, 10, 12, 13, 34, 92]] = _bytes(b'btnfr"\\')
 
 
 @compiled
-def _put(piece: Any, out: Any, at: int) -> int:
+def put(piece: Any, out: Any, at: int) -> int:
     target = out[at : at + len(piece)]
     for i in range(len(piece)):
         target[i] = piece[i]
@@ -40,7 +40,7 @@ def _put_escaped(piece: Any, out: Any, at: int) -> int:
         e = np.uint8(1) if c == np.uint8(34) else e
         escaped = max(escaped, np.uint8(1) if c == np.uint8(92) else e)
     if not escaped:
-        return _put(piece, out, at)
+        return put(piece, out, at)
     for i in range(len(piece)):
         c = piece[i]
         if c >= 32 and c != 34 and c != 92:
@@ -63,13 +63,13 @@ def _bodies(text: Any, bounds: Any, made: Any, made_ends: Any, out: Any, ends: A
     at = begin = 0
     for r in range(len(bounds)):
         if made_ends[r] > begin:
-            at = _put(made[begin : made_ends[r]], out, at)
+            at = put(made[begin : made_ends[r]], out, at)
         else:
-            at = _put(HEAD, out, at)
+            at = put(HEAD, out, at)
             at = _put_escaped(text[bounds[r, 0] : bounds[r, 1]], out, at)
-            at = _put(MIDDLE, out, at)
+            at = put(MIDDLE, out, at)
             at = _put_escaped(text[bounds[r, 1] + 1 : bounds[r, 2]], out, at)
-            at = _put(TAIL, out, at)
+            at = put(TAIL, out, at)
         begin = made_ends[r]
         ends[r] = at
 
@@ -95,21 +95,21 @@ def _lines(
     at = begin = meta_begin = ready_begin = 0
     for r in range(len(numbers)):
         if ready_ends[r] > ready_begin:
-            at = _put(ready[ready_begin : ready_ends[r]], out, at)
+            at = put(ready[ready_begin : ready_ends[r]], out, at)
         else:
-            at = _put(first, out, at)
+            at = put(first, out, at)
             for i in range(16):
                 out[at] = HEX[ids[r, i] >> 4]
                 out[at + 1] = HEX[ids[r, i] & 15]
                 at += 2
             out[at], out[at + 1] = 34, 44
-            at = _put(body[begin + 1 : body_ends[r] - 1], out, at + 2)
-            at = _put(source, out, at)
+            at = put(body[begin + 1 : body_ends[r] - 1], out, at + 2)
+            at = put(source, out, at)
             at = _number(numbers[r], out, at)
-            at = _put(after, out, at)
+            at = put(after, out, at)
             found = meta[meta_begin : meta_ends[r]]
-            at = _put(found if len(found) else nothing, out, at)
-            at = _put(last, out, at)
+            at = put(found if len(found) else nothing, out, at)
+            at = put(last, out, at)
         begin, meta_begin, ready_begin = body_ends[r], meta_ends[r], ready_ends[r]
         ends[r] = at
 

@@ -1,7 +1,9 @@
 """Data files of an S3-compatible store. Endpoint and keys come from the AWS_* variables."""
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +14,7 @@ from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError
 
 from trainyard.errors import InputError, Unavailable
+from trainyard.files import digest_json
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
@@ -23,9 +26,8 @@ def fetch(
 
     A file already in `folder` under the object's ETag is not fetched again.
     """
-    parts = urlsplit(url)
-    bucket, prefix = parts.netloc, parts.path.lstrip("/")
-    try:
+    bucket, prefix = _place(url)
+    with _explained(url):
         client = _client()
         listed = client.list_objects(bucket, prefix=prefix, recursive=True)
         found = {o.object_name or "": (o.etag or "").strip('"') for o in listed}
@@ -37,6 +39,47 @@ def fetch(
             (_get(client, bucket, name, found[name], folder), f"s3://{bucket}/{name}")
             for name in sorted(names)
         ]
+
+
+def fetch_folder(url: str, cache: Path, wanted: Callable[[str], bool]) -> Path:
+    """Download the `wanted` objects directly below a prefix into one folder of `cache`.
+
+    The folder is named by their ETags: unchanged ones are not fetched again.
+    """
+    bucket, prefix = _place(url)
+    below = prefix.rstrip("/") + "/" if prefix else ""
+    with _explained(url):
+        client = _client()
+        listed = client.list_objects(bucket, prefix=below)
+        found = {
+            str(o.object_name).removeprefix(below): (o.etag or "").strip('"')
+            for o in listed
+            if not o.is_dir and wanted(str(o.object_name))
+        }
+        if not found:
+            raise InputError(f"{url}: no file of a model there")
+        folder = cache / digest_json(sorted(found.items()))[:16]
+        if folder.is_dir():
+            return folder
+        part = folder.with_name(f".{folder.name}.{os.getpid()}")
+        for name in found:
+            client.fget_object(bucket, below + name, str(part / name))
+    try:
+        part.replace(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(part)
+    return folder
+
+
+def _place(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.netloc, parts.path.lstrip("/")
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[None]:
+    try:
+        yield
     except S3Error as error:
         raise InputError(f"{url}: {error.code}: {error.message}") from None
     except (HTTPError, MinioException) as error:

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 
 from trainyard.data.grams import LONG_GRAM, PROMPT_GRAM
 from trainyard.data.leakage import asked_and_told
-from trainyard.data.lines import Chunk, Records, batches
+from trainyard.data.lines import Chunk, batches
 from trainyard.data.messages import RowProblem
 from trainyard.data.rows import RowReader
 from trainyard.data.shingles import distinct_grams
@@ -66,10 +65,9 @@ def _sample(
     for chunk, source in chosen:
         reader = RowReader(chunk.table, source, max_bytes)
         every = max(1, chunk.lines // per_chunk)
-        parts = (some.raw[-seen % every :: every] for seen, some in _counted(chunk))
-        for raw in chain.from_iterable(parts):
+        for raw in _each(chunk, every):
             try:
-                body, _ = reader.read(raw.removesuffix(b"\n"))
+                body, _ = reader.read(raw)
             except RowProblem:
                 continue
             asked, told = asked_and_told(body)
@@ -77,9 +75,10 @@ def _sample(
     return list(texts.values())
 
 
-def _counted(chunk: Chunk) -> Iterator[tuple[int, Records]]:
-    """Records in batches, and how many there were before."""
+def _each(chunk: Chunk, every: int) -> Iterator[bytes]:
+    """The first record of each `every`."""
     seen = 0
     for some in batches(chunk):
-        yield seen, some
-        seen += len(some.raw)
+        for i in range(-seen % every, len(some), every):
+            yield some.raw(i)
+        seen += len(some)

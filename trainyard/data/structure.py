@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainyard.data.messages import Message, RowProblem, text_of
 from trainyard.data.rows import prompt_and_answer
 
@@ -12,6 +15,8 @@ Finding = tuple[str, str]
 
 EMPTY = ("empty_output", "an assistant message is empty")
 ENDS = frozenset(".!?`}]")
+ENDING = np.isin(np.arange(256), [ord(c) for c in ENDS])
+FENCE = b"```"
 
 
 def refuse_unusable(body: Mapping[str, Any]) -> None:
@@ -56,6 +61,18 @@ def findings(body: Mapping[str, Any], folder: Path, plain: bool, told: str) -> l
     if images := _images(body, whole, folder):
         found.append(("images", images))
     return found
+
+
+def open_ended(text: bytes, bounds: NDArray[np.int64]) -> list[int]:
+    """Rows, as `join` puts them, whose answer does not end like a sentence or holds code."""
+    last = np.frombuffer(text, np.uint8)[bounds[:, 2] - 1]  # of no answer, what stands before it
+    found = set(np.flatnonzero(~ENDING[last]).tolist())
+    at = text.find(FENCE)
+    while at >= 0:
+        row = int(np.searchsorted(bounds[:, 2], at, "right"))
+        found.add(row)
+        at = text.find(FENCE, int(bounds[row, 2]))
+    return sorted(found)
 
 
 def _order(messages: list[Message]) -> str | None:

@@ -115,6 +115,19 @@ def _fold(text: Any, start: int, end: int, out: Any, seen: Any) -> tuple[int, in
 
 
 @compiled
+def next_full(words: Any, at: int) -> int:
+    """The first byte from byte `at` of `words` on that is not 0; there must be one."""
+    k = at >> 3
+    x = words[k] >> np.uint64(8 * (at & 7))
+    if x:
+        return at + (int(trailing_zeros(x)) >> 3)
+    k += 1
+    while not words[k]:
+        k += 1
+    return 8 * k + (int(trailing_zeros(words[k])) >> 3)
+
+
+@compiled
 def _eight(words: Any, at: int) -> Any:
     """Bytes [at, at + 8) of `words`, which are aligned."""
     k, shift = at >> np.uint64(3), (at & np.uint64(7)) << np.uint64(3)
