@@ -22,6 +22,7 @@ from trainyard.errors import InputError, Unavailable
 from trainyard.files import digest_file, digest_json, write_json
 
 HUB = re.compile(r"(?:hf://)?(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+S3 = re.compile(r"(?P<url>s3://[\w.-]+(?:/[^@]+)?)(?:@sha256:(?P<pin>[0-9a-f]{12,64}))?")
 COUNTED = (".json", ".safetensors", ".jinja", ".txt", ".model", ".py")
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
@@ -47,11 +48,16 @@ def resolve(
 ) -> BaseModel:
     """Find the base model `ref`, downloading it when it is on the hub, and prove that it is usable.
 
-    `ref` is a folder, `owner/name[@revision]` or `hf://owner/name[@revision]`. `cache` remembers
-    digests of large files. Raises InputError for what cannot be used, Unavailable for a silent hub
+    `ref` is a folder, `owner/name[@revision]`, `hf://owner/name[@revision]` or
+    `s3://bucket/prefix[@sha256:digest]`. `cache` remembers digests of large files, and keeps what
+    comes from S3. Raises InputError for what cannot be used, Unavailable for a silent hub
     and, without `download`, for a model that is not on this machine.
     """
-    path, revision = _find(ref, trust_remote_code, download)
+    bucket = S3.fullmatch(ref)
+    if bucket:
+        path, revision = _from_s3(bucket["url"], cache, trust_remote_code, download), None
+    else:
+        path, revision = _find(ref, trust_remote_code, download)
     config = _read_config(path)
     if "auto_map" in config and not trust_remote_code:
         raise InputError(
@@ -62,6 +68,11 @@ def resolve(
     if not (path / "tokenizer.json").is_file():
         raise InputError(f"{path} has no tokenizer.json: only fast tokenizers can be used")
     digest = _digest(path, cache)
+    if bucket and bucket["pin"] and not digest.startswith(bucket["pin"]):
+        raise InputError(
+            f"{bucket['url']} has the digest {digest[:12]} and base_model pins "
+            f"{bucket['pin'][:12]}: somebody changed it; restore those files, or pin the new digest"
+        )
     revision = revision or f"sha256:{digest[:12]}"
     return BaseModel(ref=ref, path=path, revision=revision, digest=digest, config=config)
 
@@ -75,10 +86,29 @@ def _find(ref: str, with_code: bool, download: bool) -> tuple[Path, str | None]:
     hub = HUB.fullmatch(ref)
     if hub is None or ref.startswith((".", "/")):
         raise InputError(
-            f"base_model {ref}: no such folder; name a folder, owner/name@revision or "
-            "hf://owner/name@revision"
+            f"base_model {ref}: no such folder; name a folder, owner/name@revision, "
+            "hf://owner/name@revision or s3://bucket/prefix@sha256:digest"
         )
     return _from_hub(hub["repository"], hub["revision"], with_code, download)
+
+
+def _from_s3(url: str, cache: Path, with_code: bool, download: bool) -> Path:
+    """Return the folder of `cache` with the objects below `url`; the last one without `download`.
+
+    Endpoint and keys come from the AWS_* variables, as for data.
+    """
+    folder = cache / "base_models" / "s3" / digest_json([url, with_code])[:16]
+    latest = folder / "latest.json"
+    if not download:
+        if not latest.is_file():
+            raise Unavailable(f"{url} is not on this machine")
+        return folder / str(json.loads(latest.read_text(encoding="utf-8")))
+    from trainyard.data import s3  # noqa: PLC0415  (only a bucket needs its client)
+
+    suffixes = tuple(suffix for suffix in COUNTED if with_code or suffix != ".py")
+    found = s3.fetch_folder(url, folder, lambda name: name.endswith(suffixes))
+    write_json(latest, found.name)
+    return found.resolve()
 
 
 def _in_hub_layout(folder: Path) -> tuple[Path, str | None]:

@@ -167,6 +167,9 @@ def restore(
         if all((place := _place(file)) and _has(code / place, file) for file in found):
             continue
         hub = HUB.fullmatch(source) if role == "base model" else None
+        if role == "base model" and source.startswith("s3://"):
+            said.append(f"base model: {source} comes from its bucket again")
+            continue
         if hub and not any(file.archived for file in found):
             said.append(f"base model: {source} has to be in this machine's hub cache")
             continue

@@ -36,7 +36,8 @@ class Recipe(Frozen):
 
     base_model: Annotated[str, Field(min_length=1)]
     """What is fine-tuned: a folder, `owner/name@revision` or `hf://owner/name@revision` on the
-    Hugging Face hub. A revision pins it."""
+    Hugging Face hub, or `s3://bucket/prefix@sha256:digest` (endpoint and keys from the AWS_*
+    variables, as for data). A revision, or the first 12 digits of the digest or more, pin it."""
 
     trust_remote_code: bool = False
     """Run the Python code that the base model's repository brings. Off unless written here."""
