@@ -32,8 +32,9 @@ class Approval(RunInput):
 def question(job: Job, digest: str, where: Environment) -> Question | None:
     """Return what has to be approved, told to whom the recipe says; None when nothing has to be."""
     asked_by = str(flow_run.id) if flow_run.id else None
-    asked = approval.ask(job, digest, where.serves, asked_by, _now())
-    if asked is not None and asked.run_id == job.run_id and flow_run.run_count <= 1:
+    now = _now()
+    asked = approval.ask(job, digest, where.serves, asked_by, now)
+    if asked is not None and asked.is_asked_at(now):
         notify.tell_approval(job, asked)
     return asked
 

@@ -41,9 +41,7 @@ def tell_approval(job: Job, asked: Question) -> None:
         links = links_of(asked.flow_run_id)
         report = job.folder / "report.html"
         links |= {"report": report.absolute().as_uri()} if report.exists() else {}
-        words = f"{asked.served_name} for {asked.environment}"
-        message = notify.of_approval(job.recipe.name, words, links, until=asked.expires)
-        send(job.recipe.notify, message)
+        send(job.recipe.notify, notify.of_approval(asked, links))
     except Exception as error:  # a release never fails for its message
         logger.warning("notify: %s: %s", type(error).__name__, error)
 

@@ -62,6 +62,10 @@ class Question(Frozen):
     def command(self) -> str:
         return f"trainyard approve {self.run_id} --by NAME --why WORDS"
 
+    def is_asked_at(self, now: datetime) -> bool:
+        """Whether it is new, or somebody asked it before."""
+        return self.asked == now.isoformat(timespec="milliseconds")
+
     def is_expired(self, now: datetime) -> bool:
         return now >= datetime.fromisoformat(self.expires)
 

@@ -12,6 +12,7 @@ import apprise
 from pydantic import BaseModel, ConfigDict
 
 from trainyard import files, secrets
+from trainyard.approval import Question
 from trainyard.errors import Refused, TrainyardError
 from trainyard.recipe.notify import Event, NotifySpec
 from trainyard.rollout import Rollback
@@ -131,10 +132,10 @@ def of_rollback(name: str, done: Rollback, why: str) -> Message:
     return Message(event="rolled_back", title=title, lines=(why, f"after {done.seconds:.2f} s"))
 
 
-def of_approval(name: str, version: str, links: dict[str, str], *, until: str) -> Message:
-    """`until` says when the question expires."""
-    title = f"{name}: {version} waits for an approval"
-    return Message(event="waiting", title=title, lines=(f"it expires {until}",), links=links)
+def of_approval(asked: Question, links: dict[str, str]) -> Message:
+    title = f"{asked.served_name} waits for an approval for {asked.environment}"
+    lines = (f"by {' or '.join(asked.by)}, until {asked.expires}", f"or by hand: {asked.command}")
+    return Message(event="waiting", title=title, lines=lines, links=links)
 
 
 def of_alarm(name: str, version: str, lines: tuple[str, ...], links: dict[str, str]) -> Message:

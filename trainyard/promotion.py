@@ -1,11 +1,14 @@
 """A version moves on to the next environment, as it is: what the command line does."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
-from trainyard import versions
-from trainyard.environment import read_environment
+from trainyard import approval, notify, versions
+from trainyard.environment import Environment, read_environment
 from trainyard.release import rollout
+from trainyard.release.job import Job
 from trainyard.release.rollout import Served
+from trainyard.release.version import Registered
 
 
 def promote(version: str, home: Path, to: str) -> Served:
@@ -17,7 +20,16 @@ def promote(version: str, home: Path, to: str) -> Served:
     where = read_environment(to)
     name, ref = versions.named(version, "staging")
     job, registered = versions.to_serve(name, ref, home)
+    _ask(job, registered, where)
     controlled = rollout.begin(job, registered, where)
     while controlled.next_step is not None:
         controlled.step()
     return rollout.end(job, registered, controlled, "promotion", where)
+
+
+def _ask(job: Job, registered: Registered, where: Environment) -> None:
+    """Tell who is to approve it, once; `rollout.begin` stops while nobody has."""
+    now = datetime.now(UTC)
+    asked = approval.ask(job, registered.digest, where.serves, None, now)
+    if asked is not None and asked.is_asked_at(now):
+        notify.send(job.recipe.notify, notify.of_approval(asked, {}))

@@ -10,6 +10,7 @@ from trainyard import approval, attestation, files, lineage, reproduction, rollo
 from trainyard.errors import InputError, NotFound
 from trainyard.lineage import Lineage
 from trainyard.recipe import Recipe
+from trainyard.recipe.approval import ApprovalSpec
 from trainyard.recipe.base import Frozen
 from trainyard.registry import VersionRecord
 from trainyard.registry.mirror import open_registries
@@ -135,10 +136,16 @@ def keep(version: str, home: Path, why: str | None) -> VersionRecord:
 def to_serve(name: str, ref: str, home: Path) -> tuple[Job, Registered]:
     """Find a registered version by alias or digest, bring it here, and check all of it.
 
+    It needs an approval where the model's newest recipe says so, or the one that it was made from.
     Raises Refused for one that was altered or did not pass its gates.
     """
     recipe, record, folder = _fetched(name, ref, home)
     attestation.check(folder, record.manifest_sha256, recipe.register.sign)
+    own = lineage.read(folder / lineage.FILE).recipe.resolved["deploy"].get("approval")
+    if own is not None and recipe.deploy.approval is None:
+        asked = ApprovalSpec.model_validate(own)
+        deploy = recipe.deploy.model_copy(update={"approval": asked})
+        recipe = recipe.model_copy(update={"deploy": deploy})
     job = Job(recipe=recipe, recipe_path=f"{name}@{ref}", run_id=record.run_id, home=home)
     registered = Registered(
         name=name,
