@@ -1,5 +1,8 @@
 """From a recipe to a version with traffic."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +25,7 @@ from trainyard.release.job import Job
 from trainyard.release.training import Trained
 from trainyard.release.training import find as find_trained
 from trainyard.release.version import Candidate
-from trainyard.run import Run, Summary
+from trainyard.run import Run, StageSummary, Summary
 
 HOME = Path(".trainyard")
 
@@ -100,7 +103,8 @@ def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> Non
         run.summary.version = registered.served_name
         stage.came_to(registered)
     with run.stage("rollout") as stage:
-        served = rollout.roll_out(job, registered, where)
+        pausing = partial(waiting, run, job, stage)
+        served = rollout.roll_out(job, registered, where, pausing)
         run.summary.endpoint = served.endpoint
         stage.came_to(served)
 
@@ -134,17 +138,24 @@ def approve(run: Run, job: Job, digest: str, where: Environment) -> None:
     asked = approval.question(job, digest, where)
     if asked is None:
         return
-    passed = run.summary.verdict
     with run.stage("approve") as stage:
-        if asked.answer is None:
-            run.summary.verdict, stage.reason = Verdict.PENDING_HUMAN, asked.words
-            report.write(job, run)
-        try:
+        with waiting(run, job, stage, asked.words):
             given = approval.wait(job, asked)
-        except Refused:
-            run.summary.verdict = passed
-            raise
-        run.summary.verdict, stage.reason = passed, f"approved by {given.who}: {given.why}"
+        stage.reason = f"approved by {given.who}: {given.why}"
+
+
+@contextmanager
+def waiting(run: Run, job: Job, stage: StageSummary, question: str) -> Iterator[None]:
+    """Whatever ends the run inside is no failure, but for a no: a person has to answer first."""
+    passed = run.summary.verdict
+    run.summary.verdict, stage.reason = Verdict.PENDING_HUMAN, question
+    report.write(job, run)
+    try:
+        yield
+    except Refused:
+        run.summary.verdict = passed
+        raise
+    run.summary.verdict = passed
 
 
 def train(job: Job, checked: Checked, where: Environment) -> Trained:

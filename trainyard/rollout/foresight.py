@@ -5,10 +5,8 @@ from collections.abc import Iterator
 
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.deploy import Canary, DeploySpec
-from trainyard.rollout.verdict import OUTCOMES
+from trainyard.rollout.verdict import ODDS, SHARES, SLOW, tolerated_odds
 
-# nats the bettor pays to learn the rates; fits bench/rollout_verdict.py within a factor of 2
-_LEARNING = 3.0
 _CHAMPION_ERRORS = 0.005
 # shares beyond the champion's median when a lognormal latency of sigma 0.5 grows by 1.3
 _SLOW_CHAMPION, _SLOW_CANARY = 0.5, 0.7
@@ -50,16 +48,30 @@ def _steps(strategy: Canary, rate: float) -> Iterator[Foreseen]:
             canary_requests_per_s=canary,
             least_s=strategy.min_requests / canary,
             planned_s=strategy.requests / canary,
-            errors_20_pct_s=_until_abort(strategy, canary, 0.2, _CHAMPION_ERRORS),
-            latency_13_s=_until_abort(strategy, canary, _SLOW_CANARY, _SLOW_CHAMPION),
+            errors_20_pct_s=_until_abort(strategy, weight, rate, "failed", 0.2, _CHAMPION_ERRORS),
+            latency_13_s=_until_abort(
+                strategy, weight, rate, SLOW[0], _SLOW_CANARY, _SLOW_CHAMPION
+            ),
             enough=strategy.min_requests / canary <= strategy.step_timeout_s,
         )
 
 
-def _until_abort(strategy: Canary, canary_per_s: float, mine: float, its: float) -> float:
-    """Until the mean e-value passes 1/alpha, at the gain of one canary request: KL(mine || its)."""
-    gain = mine * math.log(mine / its) + (1 - mine) * math.log((1 - mine) / (1 - its))
-    needed = (math.log(len(OUTCOMES) / strategy.alpha) + _LEARNING) / gain
-    # the first look only learns: one does not bet on what one has not seen
-    looks = math.ceil(needed / canary_per_s / strategy.look_s) + 1
-    return looks * strategy.look_s
+def _until_abort(
+    strategy: Canary, weight: float, rate: float, outcome: str, mine: float, its: float
+) -> float:
+    """Until the outcome's part of the e-value passes 1/alpha; fits the bench within a factor of 2.
+
+    Each canary request, with the champion's beside it, gains their divergence from the common rate.
+    """
+    if outcome in SLOW:
+        odds = tolerated_odds(strategy.latency_tolerance) * its / (1 - its)
+        its = odds / (1 + odds)
+    share = weight / 100
+    common = share * mine + (1 - share) * its
+    gain = _divergence(mine, common) + (1 - share) / share * _divergence(its, common)
+    needed = math.log(len(ODDS) / SHARES[outcome] / strategy.alpha) / gain
+    return math.ceil(needed / (rate * share) / strategy.look_s) * strategy.look_s
+
+
+def _divergence(p: float, q: float) -> float:
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))

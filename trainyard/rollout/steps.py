@@ -7,6 +7,7 @@ once its lease runs out; whoever begins the same rollout again goes on where it 
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trainyard.errors import Refused, TrainyardError, Waiting
@@ -97,10 +98,7 @@ class Rollout:
         began = time.monotonic()
         if (question := self.question) is not None:
             self.park()
-            raise Waiting(
-                f"{question}; answer with `trainyard rollout {self.target.name} approve --why "
-                "WORDS`, or abort, then repeat this"
-            )
+            raise Waiting(f"{question}; {self.how_to_answer}, then repeat this")
         try:
             record = self._run(name, began)
         except BaseException as error:
@@ -302,6 +300,13 @@ class Rollout:
         self._save(phase="waiting", weight=0.0)
         self.target.set_weights({champion.slot: 100}, champion.slot)
         unlock(self.target.folder)
+
+    @property
+    def how_to_answer(self) -> str:
+        home = self.target.folder.parents[1]
+        where = "" if home == Path(".trainyard").absolute() else f" --home {home}"
+        name = self.target.name
+        return f"answer with `trainyard rollout {name} approve --why WORDS{where}`, or abort"
 
     def answer(self, yes: bool, why: str) -> None:
         """Take a person's answer to `question`."""

@@ -2,11 +2,12 @@
 
 Champion and canary answer at the same time, in blocks. For each binary outcome (failed, slower
 than a cut-point frozen from the champion, flagged as bad) a bettor against "the canary is no worse"
-gains prod p_c(y) p_s(y) / p_0(y) with rates learned from earlier blocks only: the two-sample
-e-process of Turner, Ly & Grunwald (arXiv:2106.02693). It departs from it in three ways: it bets
-only while the canary looks worse; gains are damped by the design effect (Kish 1965) of the
-champion's own blocks, since latencies come in waves; and a crossing counts only past a minimum
-effect. All three make it slower to abort, never faster. Nothing here reads a clock or a network.
+knows how many answers of a block have it, and bets on how many of these are the canary's: the
+e-process of ter Schure, Perez-Ortiz, Ly & Grunwald (arXiv:2011.06931), whose null is Fisher's
+hypergeometric law. What both variants share, load above all, drops out of it. It departs from them
+in three ways: the capital is the mean over several odds ratios; for latency the null allows the
+canary small waves of its own; and a crossing counts only past a minimum effect. The last two make
+it slower to abort, never faster. Nothing here reads a clock or a network.
 """
 
 import math
@@ -28,9 +29,17 @@ OUTCOMES = ("failed", *FLAGS, *SLOW)
 CONSECUTIVE = 5
 """Failed or empty answers in a row that end a canary at once."""
 
+ODDS = (1.7, 2.3, 4.0, 10.0, 40.0)
+"""Odds ratios that the bettor plays on, with equal shares of the capital."""
+
+SHARES = {
+    "failed": 0.15,
+    **dict.fromkeys(FLAGS, 0.025),
+    **dict(zip(SLOW, (0.35, 0.15, 0.1, 0.1), strict=True)),
+}
+"""Weight of each outcome in the mean of the e-values."""
+
 _BASELINE = 30
-_PRIOR_WEIGHT = 20.0
-_PRIOR_RATE = 0.005
 _SAMPLES = 5
 
 
@@ -67,9 +76,8 @@ class Verdict(Frozen):
 
 
 class Bet(Frozen):
-    """Capital of the bettor on one outcome, and the counts it learns from."""
+    """Capital of the bettor on one outcome, and what it has seen."""
 
-    prior: float = _PRIOR_RATE
     canary_hits: float = 0
     canary_n: float = 0
     champion_hits: float = 0
@@ -77,69 +85,43 @@ class Bet(Frozen):
     tolerated: float = 0
     """Canary hits that would be none if the canary were faster by the tolerated factor."""
 
-    log_e: float = 0
-    blocks: int = 0
-    sum_n2: float = 0
-    sum_x2_over_n: float = 0
-    last_rate: float | None = None
-    steps: int = 0
-    sum_step2: float = 0
-    """Of squared differences between the rates of neighbouring champion blocks."""
+    logs: tuple[float, ...] = (0.0,) * len(ODDS)
 
-    def take(self, xc: int, nc: int, xs: int, ns: int, tolerated: int = 0) -> "Bet":
-        """Bet on one block with what was known before it, then learn from it."""
-        a = _PRIOR_WEIGHT * self.prior
-        tc = (self.canary_hits + a) / (self.canary_n + _PRIOR_WEIGHT)
-        ts = (self.champion_hits + a) / (self.champion_n + _PRIOR_WEIGHT)
-        gain = 0.0
-        if tc > ts:
-            t0 = (nc * tc + ns * ts) / (nc + ns)
-            gain = (
-                xc * math.log(tc / t0)
-                + (nc - xc) * math.log((1 - tc) / (1 - t0))
-                + xs * math.log(ts / t0)
-                + (ns - xs) * math.log((1 - ts) / (1 - t0))
-            )
+    def take(
+        self, xc: int, nc: int, xs: int, ns: int, tolerated: int = 0, odds: float = 1.0
+    ) -> "Bet":
+        """Bet on one block, against an odds ratio of `odds` at most."""
+        null, *bets = hypergeometric(xc, xc + xs, nc, ns, (odds, *ODDS))
         return Bet(
-            prior=self.prior,
             canary_hits=self.canary_hits + xc,
             canary_n=self.canary_n + nc,
             champion_hits=self.champion_hits + xs,
             champion_n=self.champion_n + ns,
             tolerated=self.tolerated + tolerated,
-            log_e=self.log_e + gain / self.design_effect(nc),
-            blocks=self.blocks + 1,
-            sum_n2=self.sum_n2 + ns * ns,
-            sum_x2_over_n=self.sum_x2_over_n + xs * xs / ns,
-            last_rate=xs / ns,
-            steps=self.steps + (self.last_rate is not None),
-            sum_step2=self.sum_step2 + (xs / ns - (self.last_rate or xs / ns)) ** 2,
+            logs=tuple(log + bet - null for log, bet in zip(self.logs, bets, strict=True)),
         )
-
-    def design_effect(self, n: int) -> float:
-        """How many times the variance of `n` answers exceeds that of independent ones, >= 1.
-
-        1 + (n - 1) * rho * memory: rho is the ANOVA estimate of the intraclass correlation over the
-        champion's blocks so far, memory = (1 + r) / (1 - r) for the correlation r of neighbouring
-        blocks, taken from their squared differences (von Neumann 1941).
-        """
-        total, hits = self.champion_n, self.champion_hits
-        if self.blocks < 3 or not 0 < hits < total:
-            return 1.0
-        within = hits / total * (1 - hits / total)
-        between = (self.sum_x2_over_n - hits * hits / total) / (self.blocks - 1)
-        size = (total - self.sum_n2 / total) / (self.blocks - 1)
-        rho = min(1.0, max(0.0, (between - within) / (size * within)))
-        if not rho:
-            return 1.0
-        extra = rho * within
-        step = self.sum_step2 / max(1, self.steps) / 2 - within / size
-        r = min(0.9, max(0.0, 1 - step / extra))
-        return 1 + max(0, n - 1) * rho * (1 + r) / (1 - r)
 
     @property
     def rates(self) -> tuple[float, float]:
         return _rate(self.canary_hits, self.canary_n), _rate(self.champion_hits, self.champion_n)
+
+
+def hypergeometric(k: int, hits: int, nc: int, ns: int, odds: Sequence[float]) -> tuple[float, ...]:
+    """Log-probability that `k` of `hits` are among the `nc` answers of the canary, by odds ratio.
+
+    Fisher's noncentral hypergeometric law, the champion having `ns` answers.
+    """
+    low, high = max(0, hits - ns), min(nc, hits)
+    weights = [0.0]
+    for i in range(low, high):
+        ways = (nc - i) * (hits - i) / ((i + 1) * (ns - hits + i + 1))
+        weights.append(weights[-1] + math.log(ways))
+    found = []
+    for ratio in odds:
+        logs = [weight + i * math.log(ratio) for i, weight in enumerate(weights)]
+        top = max(logs)
+        found.append(logs[k - low] - top - math.log(sum(math.exp(log - top) for log in logs)))
+    return tuple(found)
 
 
 class Stratum(Frozen):
@@ -168,7 +150,7 @@ class Evidence(Frozen):
 
 
 def learn(evidence: Evidence, champion: Sequence[Outcome], rules: Rules) -> Evidence:
-    """Add one look's answers from before the rollout: cut-points and the champion's own waves."""
+    """Add one look's answers from before the rollout: they give the cut-points."""
     live = _bet(evidence.live, [], champion, rules) if champion else evidence.live
     return evidence.model_copy(update={"live": live})
 
@@ -256,13 +238,14 @@ def _bet(
         if len(baseline) >= _BASELINE:
             cuts, baseline = freeze(baseline), ()
     elif fast_s:
-        for name, quantile, cut in zip(SLOW, QUANTILES, cuts, strict=True):
-            bets[name] = bets.get(name, Bet(prior=1 - quantile)).take(
+        for name, cut in zip(SLOW, cuts, strict=True):
+            bets[name] = bets.get(name, Bet()).take(
                 sum(s > cut for s in fast_c),
                 len(fast_c),
                 sum(s > cut for s in fast_s),
                 len(fast_s),
                 sum(s > cut * rules.latency_tolerance for s in fast_c),
+                tolerated_odds(rules.latency_tolerance),
             )
     return Stratum(
         cuts=cuts,
@@ -270,6 +253,15 @@ def _bet(
         bets=bets,
         log_equal=stratum.log_equal + _log_equal(canary, champion, rules.margin),
     )
+
+
+def tolerated_odds(tolerance: float) -> float:
+    """Odds ratio that the null allows the canary to be slower than a cut-point.
+
+    About that of a canary slower by half of `tolerance`, when latencies are lognormal with sigma
+    0.5: within it are waves of its own with an sd of 5 %.
+    """
+    return float(tolerance**1.3)
 
 
 def freeze(seconds: Sequence[float]) -> tuple[float, ...]:
@@ -310,16 +302,17 @@ def _total(evidence: Evidence, rules: Rules) -> tuple[float, str]:
     """Mean of the e-values over all outcomes, and the outcome that weighs most."""
     values = {}
     for name in OUTCOMES:
-        log_e = 0.0
+        logs = [0.0] * len(ODDS)
         for stratum in (evidence.live, evidence.replay):
             bet = stratum.bets.get(name)
             if bet is not None:
-                log_e += bet.log_e
-        value = math.exp(min(600.0, log_e))
+                logs = [log + more for log, more in zip(logs, bet.logs, strict=True)]
+        value = sum(math.exp(min(600.0, log)) for log in logs) / len(logs)
         # never more than 1 unless the effect matters: smaller only, so the mean stays an e-value
-        values[name] = value if _matters(evidence, name, rules) else min(1.0, value)
+        value = value if _matters(evidence, name, rules) else min(1.0, value)
+        values[name] = SHARES[name] * value
     worst = max(values, key=values.__getitem__)
-    return sum(values.values()) / len(values), worst
+    return sum(values.values()), worst
 
 
 def _matters(evidence: Evidence, name: str, rules: Rules) -> bool:

@@ -11,6 +11,7 @@ from trainyard.rollout.verdict import (
     Rules,
     Stratum,
     freeze,
+    hypergeometric,
     judge,
     learn,
     take,
@@ -62,7 +63,7 @@ def looks(seed: int, count: int, **canary: float) -> tuple[str, int, Evidence]:
         ({"errors": 1.0}, 1),  # one look: 15 failures in a row
         ({"errors": 0.2}, 6),
         ({"errors": 0.05}, 30),
-        ({"factor": 1.3}, 16),
+        ({"factor": 1.3}, 12),
         ({"factor": 2.0}, 4),
     ],
 )
@@ -91,17 +92,40 @@ def test_errors_that_both_share_are_no_reason() -> None:
         assert judge(evidence, RULES, look).decision == "wait"
 
 
-def test_the_betting_is_fair_when_nothing_differs() -> None:
-    """Mean capital after 20 blocks stays at 1 or below: Ville's inequality rests on it."""
-    rng, capitals = random.Random(11), []
-    for _ in range(400):
-        bet = Bet(prior=0.2)
-        for _ in range(20):
-            xc = sum(rng.random() < 0.2 for _ in range(10))
-            xs = sum(rng.random() < 0.2 for _ in range(10))
-            bet = bet.take(xc, 10, xs, 10)
-        capitals.append(math.exp(bet.log_e))
-    assert sum(capitals) / len(capitals) < 1.15
+# P(k of 4 hits are among 5 of 10 answers): C(5,k) C(5,4-k) / C(10,4), by hand 5 50 100 50 5 of 210
+def test_without_a_difference_hits_fall_by_the_hypergeometric_law() -> None:
+    found = [math.exp(hypergeometric(k, 4, 5, 5, (1.0,))[0]) * 210 for k in range(5)]
+    assert found == pytest.approx([5, 50, 100, 50, 5])
+
+
+def test_with_a_difference_hits_fall_by_fishers_law() -> None:
+    """The same ways, weighed by odds ** k: 5 100 400 400 80 of 985 at odds 2."""
+    found = [math.exp(hypergeometric(k, 4, 5, 5, (2.0,))[0]) * 985 for k in range(5)]
+    assert found == pytest.approx([5, 100, 400, 400, 80])
+
+
+@pytest.mark.parametrize("odds", [1.0, 1.2])
+def test_the_bet_is_fair_at_the_null_whatever_the_block_has_in_common(odds: float) -> None:
+    """Mean capital is 1 for every number of hits: Ville's inequality rests on it."""
+    for hits in range(1, 30):
+        capital = 0.0
+        for k in range(max(0, hits - 20), min(10, hits) + 1):
+            chance = math.exp(hypergeometric(k, hits, 10, 20, (odds,))[0])
+            logs = Bet().take(k, 10, hits - k, 20, odds=odds).logs
+            capital += chance * sum(map(math.exp, logs)) / len(logs)
+        assert capital == pytest.approx(1)
+
+
+def test_waves_that_both_share_are_no_reason() -> None:
+    rng, evidence = random.Random(5), Evidence()
+    for look in range(40):
+        wave = 2.0 if look % 8 < 4 else 0.5
+        block = [
+            *answers(rng, 100, canary=False, factor=wave),
+            *answers(rng, 20, canary=True, factor=wave),
+        ]
+        evidence = take(evidence, block, RULES)
+        assert judge(evidence, RULES, 0).e_value < 10
 
 
 def test_five_failures_in_a_row_end_it_in_one_look() -> None:
@@ -210,15 +234,6 @@ def test_cut_points_never_move_once_frozen() -> None:
     after = learn(before, list(answers(rng, 60, canary=False, factor=9)), RULES)
     assert before.live.cuts is not None
     assert after.live.cuts == before.live.cuts
-
-
-def test_waves_in_the_champion_damp_the_bets() -> None:
-    calm, waves = Bet(prior=0.5), Bet(prior=0.5)
-    for i in range(20):
-        calm = calm.take(0, 0, 50 + i % 3, 100)
-        waves = waves.take(0, 0, 20 if i % 8 < 4 else 80, 100)
-    assert calm.design_effect(15) == 1.0
-    assert waves.design_effect(15) > 5
 
 
 def test_no_evidence_is_no_verdict() -> None:
