@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+AREAS := $(wildcard tests/services/*/)
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help demo test check unit flows services e2e drill up down ui pools schema clean
@@ -14,7 +15,8 @@ help: ## list the verbs
 demo: $(VENV)/ready ## from recipe to a gated, served model on this machine
 	@$(PY) -m flows.release recipes/quickstart.yaml
 
-test: check unit flows services e2e ## everything that can run on this machine
+test: check ## everything that can run on this machine; the longest areas begin first
+	@.ci/areas tests/e2e tests/services/training $(filter-out tests/services/training/,$(AREAS)) tests/flows tests/unit
 
 check: $(VENV)/dev ## lint, types, layers
 	$(VENV)/bin/ruff check .
@@ -28,10 +30,8 @@ unit: $(VENV)/dev ## no network, no Prefect, seconds
 flows: $(VENV)/dev ## a real Prefect server
 	$(PY) -m pytest tests/flows -q
 
-# one process an area, two at a time: what one area's libraries do to a process stays there
 services: $(VENV)/dev ## real servers, each skipped only with a printed reason
-	@mkdir -p .pytest_cache && ls -d tests/services/*/ | xargs -P 2 -I@ bash -c 'log=.pytest_cache/$$(basename @).log; \
-		$(PY) -m pytest @ -q > $$log 2>&1; code=$$?; echo "== @"; cat $$log; exit $$code'
+	@.ci/areas $(AREAS)
 
 e2e: $(VENV)/dev ## the quickstart, killed and rerun, canaried and rolled back
 	$(PY) -m pytest tests/e2e -q

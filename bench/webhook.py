@@ -27,7 +27,7 @@ import aiohttp
 import httpx
 import yaml
 
-from deployments import postgres
+from deployments.throwaway import a_database, a_server, running, wait_for
 from trainyard import process
 
 SECRET = "the-word-of-this-bench"
@@ -173,33 +173,6 @@ def deploy(api: str) -> None:
 
 
 @contextmanager
-def a_database(root: Path) -> Iterator[str | None]:
-    """PostgreSQL where it is installed and its user may enter; Prefect's SQLite otherwise."""
-    binaries = postgres.find_binaries()
-    root.chmod(0o755)
-    if binaries is None or not postgres.can_reach(root / "pg"):
-        yield None
-        return
-    server, url = postgres.start(root / "pg" / "data", root / "postgres.log", binaries)
-    try:
-        yield url
-    finally:
-        process.stop(process.record(server.pid))
-
-
-@contextmanager
-def a_server(root: Path, database: str | None) -> Iterator[str]:
-    port = process.free_port()
-    env = os.environ | {"PREFECT_HOME": str(root / "prefect"), "DO_NOT_TRACK": "1"}
-    env |= {"PREFECT_API_DATABASE_CONNECTION_URL": database} if database else {}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    with running(command, env, root / "server.log"):
-        api = f"http://127.0.0.1:{port}/api"
-        wait_for(f"{api}/health")
-        yield api
-
-
-@contextmanager
 def a_service(root: Path, api: str, repositories: int) -> Iterator[str]:
     port = process.free_port()
     hook = {
@@ -225,28 +198,6 @@ def a_service(root: Path, api: str, repositories: int) -> Iterator[str]:
         for n, tip in tips.items():
             git(root / f"{n}.git", "update-ref", BRANCH, tip)
         yield f"http://127.0.0.1:{port}"
-
-
-@contextmanager
-def running(command: list[str], env: dict[str, str], log: Path) -> Iterator[None]:
-    with log.open("wb") as output:
-        child = subprocess.Popen(command, env=env, stdout=output, stderr=output)
-    try:
-        yield
-    finally:
-        process.stop(process.record(child.pid))
-        child.wait()
-
-
-def wait_for(url: str) -> None:
-    end = time.monotonic() + 180
-    while time.monotonic() < end:
-        try:
-            if httpx.get(url, timeout=2).is_success:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise SystemExit(f"{url} did not answer")
 
 
 def wait_until_idle(service: str) -> None:

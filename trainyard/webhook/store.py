@@ -14,7 +14,7 @@ from trainyard.webhook.payload import Proposal, Push
 from trainyard.webhook.proof import Delivery
 
 KEPT_S = 90 * 24 * 3600.0
-BACKOFF_S = (2, 10, 60, 300, 1800)
+BACKOFF_S = (2, 5, 10, 30, 60, 300, 1800)
 """Between tries at work whose service did not answer; about 36 minutes, then the poll goes on."""
 
 _UNFINISHED = "('SCHEDULED', 'PENDING', 'RUNNING', 'PAUSED', 'CANCELLING')"
@@ -212,6 +212,12 @@ class Store:
             rows = db.execute(f"select * from runs where {where}", values).fetchall()
             db.execute(f"update runs set superseded = ? where {where}", (run.sha, *values))
         return [_run(row) for row in rows]
+
+    def superseded_by(self, key: str) -> str | None:
+        """Return the commit that ended the run; it is marked before the run is cancelled."""
+        with self._lock:
+            row = self._db.execute("select superseded from runs where key = ?", (key,)).fetchone()
+        return row[0] if row else None
 
     def to_watch(self) -> list[RunRow]:
         """Return the runs that are not finished, or whose end their commit was not told."""

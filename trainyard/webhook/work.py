@@ -286,8 +286,9 @@ class RepositoryWork:
         if run.told and STATES.get(state) == STATES.get(run.told):
             self._store.set_told(run.key, state)
             return
-        if run.superseded and state not in ("COMPLETED", "FAILED"):
-            said = f"superseded by {run.superseded[:12]}"
+        newer = await asyncio.to_thread(self._store.superseded_by, run.key)
+        if newer and state not in ("COMPLETED", "FAILED"):
+            said = f"superseded by {newer[:12]}"
         try:
             await self._forge.set_status(
                 run.repository,

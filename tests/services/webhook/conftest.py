@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import httpx
 import pytest
 import yaml
-from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments import pools
+from deployments.throwaway import a_database, a_server
 from tests.services.webhook import forges, payloads
 from trainyard.process import free_port
 
@@ -39,7 +40,7 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def eventually(what: Callable[[], Found | None], seconds: float = 150) -> Found:
+def eventually(what: Callable[[], Found | None], seconds: float = 240) -> Found:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := what():
@@ -132,8 +133,10 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(seed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     root = tmp_path_factory.mktemp("world")
     with ExitStack() as stack:
-        stack.enter_context(prefect_test_harness(server_startup_timeout=120))
-        api = PREFECT_API_URL.value() or ""
+        # as a team runs it: on SQLite a slow machine locks worker and runs out for minutes
+        server = Path(stack.enter_context(TemporaryDirectory(prefix="trainyard-", dir="/tmp")))
+        api = stack.enter_context(a_server(server, stack.enter_context(a_database(server))))
+        stack.enter_context(temporary_settings({PREFECT_API_URL: api}))
         _deploy(root, api)
         stack.callback(end, _worker(root, api))
         apis = {name: stack.enter_context(forges.running(name)) for name in PROVIDERS}
