@@ -305,6 +305,28 @@ def _run_rollout(args: argparse.Namespace) -> int:
     return 0
 
 
+def _monitor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key"
+    )
+    parser.add_argument("--environment", default="laptop", help="where it serves")
+    _add_common(parser)
+    parser.set_defaults(run=_run_monitor)
+
+
+def _run_monitor(args: argparse.Namespace) -> int:
+    from trainyard.environment import read_environment
+    from trainyard.monitor import watch
+    from trainyard.monitor.finding import Health
+    from trainyard.recipe import parse_override, read_recipe
+
+    recipe = read_recipe(args.recipe, dict(parse_override(text) for text in args.set))
+    found = watch.look(recipe, args.home, read_environment(args.environment), dry=True)
+    _show(args, found.model_dump(mode="json"), found.as_text())
+    return 0 if found.health is Health.HEALTHY else 1
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--home", type=Path, default=HOME, help="state folder (default .trainyard)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -328,6 +350,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "sweep": ("Say, or delete, what nothing needs any more.", _sweep),
     "promote": ("Give a version traffic in the next environment, as it is.", _promote),
     "approve": ("Answer a release that waits for a named person.", _approve),
+    "monitor": ("Look at the champion and say what the monitor would do.", _monitor),
     "rollback": ("Put the former champion back.", _rollback),
     "rollout": ("Answer, hurry, pause or end a rollout in progress.", _rollout),
 }

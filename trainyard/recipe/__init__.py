@@ -16,6 +16,7 @@ from trainyard.recipe.deploy import DeploySpec
 from trainyard.recipe.evaluate import EvaluateSpec
 from trainyard.recipe.gates import GateSpecs, with_parity
 from trainyard.recipe.load import load
+from trainyard.recipe.monitor import MonitorSpec
 from trainyard.recipe.notify import NotifySpec
 from trainyard.recipe.register import RegisterSpec
 from trainyard.recipe.resources import ResourcesSpec
@@ -60,6 +61,9 @@ class Recipe(Frozen):
     deploy: DeploySpec = DeploySpec()
     """How a version gets traffic."""
 
+    monitor: MonitorSpec = MonitorSpec()
+    """What is watched while a version serves, and what follows when it is no longer good."""
+
     notify: NotifySpec = NotifySpec()
     """Who is told how a release ended."""
 
@@ -75,6 +79,24 @@ class Recipe(Frozen):
                     f"gate {gate.id} reads the suite {gate.suite}; evaluate.suites has "
                     f"{', '.join(sorted(suites))}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _monitor_has_what_it_reads(self) -> Self:
+        kinds = {suite.name: suite.kind for suite in self.evaluate.suites}
+        watched = self.monitor
+        for key, spec, kind in (
+            ("judge", watched.judge, "rubric"),
+            ("labelled", watched.labelled, "task"),
+        ):
+            if spec is not None and kinds.get(spec.suite) != kind:
+                raise ValueError(
+                    f"monitor.{key} reads the suite {spec.suite}; evaluate.suites has no {kind} "
+                    "suite of that name"
+                )
+        for key in ("drift", "judge"):
+            if getattr(watched, key) is not None and not self.deploy.log_fraction:
+                raise ValueError(f"monitor.{key} reads the log: deploy.log_fraction must be > 0")
         return self
 
 
