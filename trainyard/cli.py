@@ -327,6 +327,24 @@ def _run_monitor(args: argparse.Namespace) -> int:
     return 0 if found.health is Health.HEALTHY else 1
 
 
+def _collect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument("--environment", default="laptop", help="where it serves")
+    _add_common(parser)
+    parser.set_defaults(run=_run_collect)
+
+
+def _run_collect(args: argparse.Namespace) -> int:
+    from trainyard.environment import read_environment
+    from trainyard.monitor import harvest
+    from trainyard.recipe import read_recipe
+
+    place = read_environment(args.environment).home(args.home)
+    made = harvest.collect(read_recipe(args.recipe), args.home, place)
+    _show(args, made.model_dump(mode="json") | {"folder": str(made.folder)}, made.as_text())
+    return 0
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--home", type=Path, default=HOME, help="state folder (default .trainyard)")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -351,6 +369,7 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "promote": ("Give a version traffic in the next environment, as it is.", _promote),
     "approve": ("Answer a release that waits for a named person.", _approve),
     "monitor": ("Look at the champion and say what the monitor would do.", _monitor),
+    "collect": ("Make a data-set version of feedback and corrections.", _collect),
     "rollback": ("Put the former champion back.", _rollback),
     "rollout": ("Answer, hurry, pause or end a rollout in progress.", _rollout),
 }
