@@ -12,7 +12,6 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,24 +22,20 @@ from numpy.typing import NDArray
 
 from trainyard.data.batch import SYSTEM, Batch, BatchReader
 from trainyard.data.characters import CONTROL, MOJIBAKE
-from trainyard.data.frame import Frame
 from trainyard.data.job import BIT, FACTS, KIND, OVERLAPS, Job
 from trainyard.data.lay import lay_bodies, lay_lines
-from trainyard.data.leakage import COVERED, EvalSets
+from trainyard.data.leakage import COVERED
 from trainyard.data.lines import Records, batches
 from trainyard.data.messages import text_of
-from trainyard.data.patterns import SEPARATOR, Patterns
-from trainyard.data.proof import Proof, prove, split
+from trainyard.data.patterns import SEPARATOR
+from trainyard.data.proof import Proof, prove, prove_rows, split
 from trainyard.data.rows import RowReader, encode, in_file
-from trainyard.data.scan import BANDS, SCANNED, Scanner
-from trainyard.data.shingles import distinct
+from trainyard.data.scan import BANDS, SCANNED
 from trainyard.data.structure import findings, open_ended
-from trainyard.data.template import Template
-from trainyard.data.tokens import FastTokens
+from trainyard.data.tools import tools_of
 from trainyard.errors import InputError
 from trainyard.files import why, write_json
 
-SCANNED_CODES = ("secret", "pii", "special_tokens", "refusal", "placeholder", "toxic")
 REPEATED = 0.5
 SHARED = sorted({*(SCANNED.names or ())} & {*(FACTS.names or ())})
 TOGETHER = 8
@@ -57,22 +52,10 @@ class ChunkCheck:
         source = job.sources[job.chunks[number][0]]
         self.reader = BatchReader(RowReader(self.table, source, job.spec.max_row_bytes))
         self.actions = job.spec.checks.model_dump()
-        self.template, self.fast, self.frame = None, None, None
-        if job.model is not None:
-            self.template, self.fast, self.frame = _encoders(job.model, job.fast_tokens, job.inputs)
-        special = list(self.template.eos_texts) if self.template is not None else []
-        if self.template is not None:
-            special += [t for t in self.template.special.values() if "unk" not in t]
-        looked_for = [c for c in SCANNED_CODES if self.actions[c] != "off"]
-        self.patterns = Patterns(looked_for, special)
         self.redacted = frozenset(c for c in ("secret", "pii") if self.actions[c] == "redact")
-        self.eval_sets = EvalSets.load(job.eval_sets) if job.eval_sets is not None else None
-        nothing = np.empty(0, np.uint64)
-        long, short = nothing, nothing
-        if self.eval_sets is not None:
-            long = distinct(self.eval_sets.long.hashes)
-            short = distinct(self.eval_sets.short.hashes)
-        self.scanner = Scanner(np.load(job.common), long, short)
+        tools = tools_of(job)
+        self.patterns, self.scanner, self.eval_sets = tools.patterns, tools.scanner, tools.eval_sets
+        self.template, self.fast, self.frame = tools.template, tools.fast, tools.frame
         self.off = sum(BIT[c] for c, action in self.actions.items() if action == "off")
         self.rows = _private(folder / "rows.jsonl")
         self.bad = _private(folder / "bad.jsonl")
@@ -261,7 +244,7 @@ class ChunkCheck:
         assert self.template is not None
         pieces: dict[int, bytes] = {}
         longest, locate_in = self.job.max_seq_len, in_file(self.table.name)
-        for i in range(len(batch)):
+        for i in self._not_proven(batch, facts):
             body = batch.body(i)
             frame = self.frame if i not in batch.bodies else None
             proof = prove(self.template, body, longest, self.fast, frame)
@@ -276,6 +259,18 @@ class ChunkCheck:
                 if code == "over_length" and self.spec.over_length == "truncate":
                     facts["lost"][i] = proof.tokens - (longest or 0)
         return pieces
+
+    def _not_proven(self, batch: Batch, facts: Any) -> list[int]:
+        """Rows to look at one by one, after those that can be encoded together."""
+        plain = [i for i in range(len(batch)) if i not in batch.bodies]
+        if self.template is None or self.fast is None or self.frame is None or not plain:
+            return list(range(len(batch)))
+        pairs = [(batch.asked(i), batch.told(i)) for i in plain]
+        longest = self.job.max_seq_len
+        tokens, trained, fine = prove_rows(self.template, pairs, longest, self.fast, self.frame)
+        proven = np.array(plain)[fine]
+        facts["tokens"][proven], facts["trained"][proven] = tokens[fine], trained[fine]
+        return sorted({*range(len(batch))} - {*proven.tolist()})
 
     def _shorter(self, proof: Proof, body: dict[str, Any]) -> list[dict[str, Any]]:
         over = any(code == "over_length" for code, _ in proof.findings)
@@ -297,15 +292,6 @@ def quarantined(
     except UnicodeDecodeError:
         entry["raw_base64"] = base64.b64encode(raw).decode()
     return orjson.dumps(entry) + b"\n"
-
-
-@lru_cache(maxsize=2)
-def _encoders(
-    model: Path, fast: bool, _inputs: str
-) -> tuple[Template, FastTokens | None, Frame | None]:
-    """Read once per process and job: building them takes as long as a thousand rows."""
-    template = Template.load(model)
-    return template, FastTokens.of(template) if fast else None, Frame.of(template)
 
 
 def _hash64(content: bytes) -> int:

@@ -1,8 +1,11 @@
 """Proof, by encoding it, that a row teaches what it says; and how to make it shorter."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trainyard.data.frame import Frame
 from trainyard.data.messages import text_of
@@ -54,6 +57,33 @@ def prove(
         longest = f"the longest sequence is {max_seq_len:,}"
         found.append(("over_length", f"{seen.tokens:,} tokens, {longest}"))
     return Proof(seen.tokens, seen.trained, found)
+
+
+def prove_rows(
+    template: Template,
+    pairs: Sequence[tuple[str, str]],
+    max_seq_len: int | None,
+    fast: FastTokens,
+    frame: Frame,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Tokens and trained tokens of each question and answer, and whether `prove` finds nothing.
+
+    Of rows where it may find something, or that `fast` does not know, the numbers mean nothing.
+    """
+    rendered = [frame.render(asked, told) for asked, told in pairs]
+    spans = [span for _, (span,) in rendered]
+    seen = fast.look_rows([text for text, _ in rendered], spans, max_seq_len)
+    if seen is None:
+        nothing = np.zeros(len(pairs), np.int64)
+        return nothing, nothing, np.zeros(len(pairs), bool)
+    fine = seen.known & (seen.trained > 0)
+    if template.eos_token_ids:
+        fine &= np.isin(seen.last_trained, template.eos_token_ids)
+    if template.bos_token_id is not None:
+        fine &= (seen.begin != template.bos_token_id).any(axis=1)
+    if max_seq_len is not None:
+        fine &= seen.tokens <= max_seq_len
+    return seen.tokens, seen.trained, fine
 
 
 def _rendered(

@@ -19,6 +19,8 @@ from trainyard.data.template import Encoded, Template
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What ByteLevel splits by when it has no pattern of its own (Radford et al. 2019)."""
 
+END_OF_ROW = "\x02<|end of row|>\x02"
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -31,6 +33,20 @@ class Seen:
     """The first two ids."""
     last_trained: int | None
     """Id of the last token that is trained, wherever it is."""
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """`Seen` of rows with one span each, as arrays."""
+
+    tokens: NDArray[np.int64]
+    trained: NDArray[np.int64]
+    begin: NDArray[np.int64]
+    """[rows, 2]; -1 where there are fewer."""
+    last_trained: NDArray[np.int64]
+    """-1 where none is trained."""
+    known: NDArray[np.bool_]
+    """Of the others, the tokenizer itself must be asked."""
 
 
 def look(encoded: Encoded, longest: int | None) -> Seen:
@@ -51,6 +67,7 @@ class FastTokens:
             left, right = merge if isinstance(merge, list) else merge.split(" ")
             ranks.setdefault(bytes(alphabet[c] for c in left + right), len(ranks))
         special = {t["content"]: len(ranks) + i for i, t in enumerate(tokenizer["added_tokens"])}
+        self.end_of_row = special[END_OF_ROW] = len(ranks) + len(special)
         self.encoding = tiktoken.Encoding(
             "fast", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special
         )
@@ -63,7 +80,9 @@ class FastTokens:
         for added in tokenizer["added_tokens"]:
             self.ids[special[added["content"]]] = added["id"]
             self.sizes[special[added["content"]]] = len(added["content"].encode())
+        self.sizes[self.end_of_row] = len(END_OF_ROW)
         self.unknown = self.ids < 0
+        self.lacks = self.unknown.sum() > 1  # what ends a row is never known
         self.normalised = tokenizer["normalizer"] is not None
 
     @classmethod
@@ -111,6 +130,49 @@ class FastTokens:
                 trained += max(0, min(high, left) - low)
                 begun, last = high, int(self.ids[ranks[high - 1]])
         return Seen(len(ranks), trained, tuple(self.ids[ranks[:2]].tolist()), last)
+
+    def look_rows(
+        self, texts: Sequence[str], spans: Sequence[tuple[int, int]], longest: int | None
+    ) -> SeenRows | None:
+        """What `look` sees in each text, whose one span is given, encoded in one call.
+
+        What ends a row is a special token, and text before and after one is encoded by itself.
+        """
+        joined = "".join([part for text in texts for part in (text, END_OF_ROW)])
+        ranks = self.encoding.encode_to_numpy(joined, allowed_special="all")
+        ends = np.flatnonzero(ranks == self.end_of_row)
+        if len(ends) != len(texts):
+            return None  # it is in a text, too
+        begins = np.r_[0, ends[:-1] + 1]
+        known = np.ones(len(texts), bool)
+        if self.lacks:
+            before = np.r_[0, self.unknown[ranks].cumsum()]
+            known = before[ends] == before[begins]
+        if self.normalised:
+            known &= [unicodedata.is_normalized("NFC", text) for text in texts]
+        place = self.sizes[ranks].cumsum()
+        first = np.r_[0, place[ends[:-1]]]
+        limits = np.array(
+            [
+                [_bytes_before(text, at) for at in span]
+                for text, span in zip(texts, spans, strict=True)
+            ]
+        )
+        low = place.searchsorted(first + limits[:, 0], "right")
+        high = place.searchsorted(first + limits[:, 1], "left") + 1
+        high = np.where(limits[:, 1] > 0, np.minimum(high, ends), begins)
+        left = ends if longest is None else np.minimum(ends, begins + longest)
+        begin = np.stack(
+            [self.ids[ranks[np.minimum(begins + i, len(ranks) - 1)]] for i in (0, 1)], 1
+        )
+        begin[begins[:, None] + [0, 1] >= ends[:, None]] = -1
+        return SeenRows(
+            tokens=ends - begins,
+            trained=np.where(high > low, np.maximum(np.minimum(high, left) - low, 0), 0),
+            begin=begin,
+            last_trained=np.where(high > low, self.ids[ranks[high - 1]], -1),
+            known=known,
+        )
 
     def _ranks(self, text: str) -> NDArray[np.uint32] | None:
         if self.normalised and not unicodedata.is_normalized("NFC", text):

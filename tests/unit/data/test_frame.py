@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tests.unit.data.conftest import CHATML
 from trainyard.data.batch import conversation
 from trainyard.data.frame import Frame, is_separable
-from trainyard.data.proof import prove
+from trainyard.data.proof import prove, prove_rows
 from trainyard.data.template import Template
-from trainyard.data.tokens import FastTokens
+from trainyard.data.tokens import END_OF_ROW, FastTokens
 
 PLAIN = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 ADDED = (
@@ -47,6 +47,29 @@ def test_a_fast_proof_is_the_slow_one(
     else:
         assert frame.render(asked, told) == template.render_row(body)
     assert prove(template, body, longest, fast, frame) == prove(template, body, longest)
+
+
+@pytest.mark.parametrize("source", [CHATML, PLAIN, ADDED, OUTSIDE])
+@settings(deadline=None, max_examples=60)
+@given(
+    pairs=st.lists(st.tuples(pieces, pieces), min_size=1, max_size=6),
+    longest=st.none() | st.integers(1, 40),
+)
+@example(pairs=[("a", "b"), (END_OF_ROW, "c")], longest=None)
+def test_rows_proven_together_are_those_proven_one_by_one(
+    model_folder: Path, source: str, pairs: list[tuple[str, str]], longest: int | None
+) -> None:
+    template = Template.load(model_folder, source)
+    frame, fast = Frame.of(template), FastTokens.of(template)
+    assert frame is not None
+    assert fast is not None
+    together = zip(*prove_rows(template, pairs, longest, fast, frame), strict=True)
+    for pair, (tokens, trained, fine) in zip(pairs, together, strict=True):
+        alone = prove(template, conversation(*pair), longest, fast, frame)
+        known = all(END_OF_ROW not in text for row in pairs for text in row)
+        assert fine == (known and not alone.findings)
+        if fine:
+            assert (tokens, trained) == (alone.tokens, alone.trained)
 
 
 @pytest.mark.parametrize("source", [CHATML, PLAIN, ADDED, OUTSIDE])
