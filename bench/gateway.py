@@ -2,7 +2,8 @@
 
 All processes run here, on the same cores as the load, so absolute figures are pessimistic. The
 engine answers at once. Latency: 100 requests/s, one at a time per tick; throughput: 16 clients.
-Each way is measured in turns of a few rounds, and the median round counts.
+Each way is measured in turns of a few rounds, and the median round counts. On a busy machine look
+at the CPU time of a request, and at the ratio to nginx in the same run.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
+import psutil
 import uvloop
 
 from trainyard import process
@@ -31,7 +33,8 @@ ROUNDS = 5
 
 
 @contextmanager
-def running(program: list[str], port: int) -> Iterator[None]:
+def running(program: list[str], port: int) -> Iterator[int]:
+    """A process that listens, by its id."""
     child = subprocess.Popen(program, stdout=subprocess.DEVNULL)
     try:
         end = time.monotonic() + 20
@@ -39,7 +42,7 @@ def running(program: list[str], port: int) -> Iterator[None]:
             if time.monotonic() > end or child.poll() is not None:
                 raise RuntimeError(f"{program[0]} did not start")
             time.sleep(0.05)
-        yield
+        yield child.pid
     finally:
         child.terminate()
         child.wait()
@@ -89,7 +92,11 @@ async def latencies(session: aiohttp.ClientSession, url: str, count: int) -> lis
     return found
 
 
-async def throughput(session: aiohttp.ClientSession, url: str, seconds: float) -> float:
+async def throughput(
+    session: aiohttp.ClientSession, url: str, seconds: float, pid: int
+) -> tuple[float, float]:
+    """Requests per second, and CPU milliseconds of process `pid` per request."""
+    before = cpu_s(pid)
     count, end = 0, time.perf_counter() + seconds
 
     async def client() -> None:
@@ -101,7 +108,7 @@ async def throughput(session: aiohttp.ClientSession, url: str, seconds: float) -
             count += 1
 
     await asyncio.gather(*(client() for _ in range(16)))
-    return count / seconds
+    return count / seconds, 1e3 * (cpu_s(pid) - before) / count
 
 
 async def sse_delays(session: aiohttp.ClientSession, url: str) -> list[float]:
@@ -128,14 +135,24 @@ async def weight_changes(session: aiohttp.ClientSession, admin: str) -> list[flo
     return found
 
 
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process and its children so far."""
+    root = psutil.Process(pid)
+    family = [root, *root.children()]
+    return sum(one.cpu_times().user + one.cpu_times().system for one in family)
+
+
 def quantile(values: list[float], q: float) -> float:
     return sorted(values)[min(len(values) - 1, int(q * len(values)))]
 
 
-async def measure(urls: dict[str, str], admin: str, count: int, seconds: float) -> dict[str, float]:
+async def measure(
+    urls: dict[str, str], pids: dict[str, int], admin: str, count: int, seconds: float
+) -> dict[str, float]:
     p50: dict[str, list[float]] = {name: [] for name in urls}
     p99: dict[str, list[float]] = {name: [] for name in urls}
     rate: dict[str, list[float]] = {name: [] for name in urls}
+    cpu: dict[str, list[float]] = {name: [] for name in urls}
     sse: dict[str, list[float]] = {name: [] for name in urls}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
@@ -147,17 +164,20 @@ async def measure(urls: dict[str, str], admin: str, count: int, seconds: float) 
                 p50[name].append(quantile(found, 0.5))
                 p99[name].append(quantile(found, 0.99))
             for name, url in urls.items():
-                rate[name].append(await throughput(session, url, seconds))
+                per_s, cpu_ms = await throughput(session, url, seconds, pids[name])
+                rate[name].append(per_s)
+                cpu[name].append(cpu_ms)
                 sse[name] += await sse_delays(session, url)
         weights = await weight_changes(session, admin)
     median = statistics.median
     print(
-        f"{'way':<8} {'p50 ms':>8} {'p99 ms':>8} {'req/s, 16 clients':>18} {'event delay ms':>15}"
+        f"{'way':<8} {'p50 ms':>8} {'p99 ms':>8} {'req/s, 16 clients':>18} "
+        f"{'CPU ms a request':>17} {'event delay ms':>15}"
     )
     for name in urls:
         print(
             f"{name:<8} {1e3 * median(p50[name]):8.2f} {1e3 * median(p99[name]):8.2f} "
-            f"{median(rate[name]):18.0f} {1e3 * median(sse[name]):15.2f}"
+            f"{median(rate[name]):18.0f} {median(cpu[name]):17.3f} {1e3 * median(sse[name]):15.2f}"
         )
     added = [a - b for a, b in zip(p50["gateway"], p50["direct"], strict=True)]
     added99 = [a - b for a, b in zip(p99["gateway"], p99["direct"], strict=True)]
@@ -166,11 +186,15 @@ async def measure(urls: dict[str, str], admin: str, count: int, seconds: float) 
         "added_p99_ms": 1e3 * median(added99),
         "requests_per_s": median(rate["gateway"]),
         "direct_requests_per_s": median(rate["direct"]),
+        "cpu_ms_per_request": median(cpu["gateway"]),
         "weight_change_ms": 1e3 * median(weights),
         "sse_delay_ms": 1e3 * quantile(sse["gateway"], 0.99),
     }
     if "nginx" in urls:
         keys["nginx_requests_per_s"] = median(rate["nginx"])
+        keys["nginx_cpu_ms_per_request"] = median(cpu["nginx"])
+        shares = zip(rate["gateway"], rate["nginx"], strict=True)
+        keys["ratio_to_nginx"] = median([ours / its for ours, its in shares])
         nginx_added = zip(p50["nginx"], p50["direct"], strict=True)
         keys["nginx_added_p50_ms"] = 1e3 * median([a - b for a, b in nginx_added])
     return keys
@@ -199,19 +223,26 @@ def main() -> None:
         stub = [sys.executable, "-m", "bench.stub_engine", str(engine)]
         ours = [sys.executable, "-m", "trainyard.serving.gateway", "--config"]
         urls = {"direct": f"http://127.0.0.1:{engine}", "gateway": f"http://127.0.0.1:{port}"}
-        with running(stub, engine), running([*ours, str(folder / "config.json")], port):
+        with (
+            running(stub, engine) as stub_pid,
+            running([*ours, str(folder / "config.json")], port) as gateway_pid,
+        ):
+            pids = {"direct": stub_pid, "gateway": gateway_pid}
             if shutil.which("nginx") or os.access("/usr/sbin/nginx", os.X_OK):
                 urls["nginx"] = f"http://127.0.0.1:{other}"
-                with running(nginx(folder, other, engine), other):
-                    keys = _measured(urls, admin, given)
+                with running(nginx(folder, other, engine), other) as pids["nginx"]:
+                    keys = _measured(urls, pids, admin, given)
             else:
                 print("nginx is not installed: no comparison")
-                keys = _measured(urls, admin, given)
+                keys = _measured(urls, pids, admin, given)
     print(json.dumps({name: round(value, 3) for name, value in keys.items()}))
 
 
-def _measured(urls: dict[str, str], admin: int, given: argparse.Namespace) -> dict[str, float]:
-    return uvloop.run(measure(urls, f"http://127.0.0.1:{admin}", given.count, given.seconds))
+def _measured(
+    urls: dict[str, str], pids: dict[str, int], admin: int, given: argparse.Namespace
+) -> dict[str, float]:
+    address = f"http://127.0.0.1:{admin}"
+    return uvloop.run(measure(urls, pids, address, given.count, given.seconds))
 
 
 if __name__ == "__main__":
