@@ -38,6 +38,7 @@ CRASHES = 2
 """How often a job whose worker or host was lost is started again; it goes on where it was."""
 LOOK_S = 30.0
 """How often a job's heartbeats and its pool's workers are looked at."""
+HEARTBEAT_S = 30
 SILENT_S = 120.0
 """A running job that has not been heard of for so long, while the server was there, is gone."""
 NO_WORKER_S = 600.0
@@ -130,6 +131,7 @@ def _start(
             parameters=parameters,
             idempotency_key=f"{this_run.id}:{stage}:{this_run.run_count}:{attempt}",
             tags=turn.tags_of(recipe, priority),
+            job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}},
             timeout=0,
         )
         return cast(FlowRun, started)  # a coroutine only inside an event loop

@@ -35,9 +35,13 @@ class Server:
     def ask(self, question: Callable[[SyncPrefectClient], Answer]) -> Answer:
         """Raises Unavailable when there was no answer for `away_s` seconds."""
         begin = time.monotonic()
+        said = False
         while True:
             try:
-                return question(self._connected())
+                answer = question(self._connected())
+                if said:
+                    logger.info("Prefect's server answers again")
+                return answer
             except (httpx.TransportError, PrefectHTTPStatusError, RuntimeError) as error:
                 if not _is_away(error):
                     raise
@@ -45,7 +49,9 @@ class Server:
                     raise Unavailable(
                         f"Prefect's server did not answer for {self.away_s:.0f} s: {error}"
                     ) from None
-                logger.warning("Prefect's server does not answer, waiting for it: %s", error)
+                if not said:
+                    logger.warning("Prefect's server does not answer, waiting for it: %s", error)
+                said = True
             time.sleep(RETRY_S)
 
     def _connected(self) -> SyncPrefectClient:

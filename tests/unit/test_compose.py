@@ -1,6 +1,8 @@
-"""deployments/compose.yaml, as far as it can be read without Docker: what it names is there."""
+"""deployments/compose.yaml, as far as it can be read without an engine: what it names is there."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,22 @@ SERVICES: dict[str, dict[str, Any]] = FILE["services"]
 def test_every_part_is_there() -> None:
     parts = {"postgres", "server", "gateway", "worker", "s3", "mlflow", "exporter", "prometheus"}
     assert parts <= set(SERVICES)
+
+
+def test_compose_itself_takes_the_file(tmp_path: Path) -> None:
+    if shutil.which("docker-compose") is None:
+        pytest.skip("docker-compose is not installed")
+    values = dict.fromkeys(re.findall(r"\$\{([A-Z0-9_]+):\?", TEXT), "admin:x")
+    # version 1, which Debian has, does not know a project's name yet
+    file = tmp_path / "compose.yaml"
+    file.write_text(re.sub(r"(?m)^name: .*$", "", TEXT))
+    command = ["docker-compose", "-f", str(file), "config"]
+    env = {"PATH": "/usr/bin:/bin", **values}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(yaml.safe_load(done.stdout)["services"]) == set(SERVICES)
+    done = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, check=False)
+    assert done.returncode != 0, "a password that nobody wrote"
 
 
 @pytest.mark.parametrize("name", SERVICES)
