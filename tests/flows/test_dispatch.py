@@ -14,7 +14,7 @@ from tasks import dispatch
 from trainyard.errors import InputError, Unavailable
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def deployed(prefect_server: None) -> None:
     """Pools and every deployment of prefect.yaml on the server, without a prompt."""
     pools.apply(pools.read_pools())
