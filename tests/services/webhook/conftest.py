@@ -79,6 +79,7 @@ class World:
     def __init__(self, url: str, repositories: dict[str, Repository], api: str) -> None:
         self.url, self.repositories, self.api = url, repositories, api
         self.forges: dict[str, forges.StubForge] = {}
+        self.root = Path()
         self.home = Path()
 
     def deliver(
@@ -138,14 +139,24 @@ def world(seed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worl
         api = stack.enter_context(a_server(server, stack.enter_context(a_database(server))))
         stack.enter_context(temporary_settings({PREFECT_API_URL: api}))
         _deploy(root, api)
-        stack.callback(end, _worker(root, api))
         apis = {name: stack.enter_context(forges.running(name)) for name in PROVIDERS}
         found = {name: _repository(name, seed, root) for name in _names()}
         world = World(f"http://127.0.0.1:{free_port()}", found, api)
-        world.forges, world.home = apis, root / ".trainyard"
+        world.forges, world.root, world.home = apis, root, root / ".trainyard"
         stack.callback(end, _service(world, root))
         eventually(lambda: _answers(world.url), 200)
         yield world
+
+
+@pytest.fixture
+def worker(world: World) -> Iterator[None]:
+    """Only for the runs that a test waits for: elsewhere it is enough that they exist."""
+    env = os.environ | {"PREFECT_API_URL": world.api, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "cpu"]
+    with (world.root / "worker.log").open("wb") as log:
+        child = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=world.root)
+    yield
+    end(child)
 
 
 def _names() -> list[str]:
@@ -172,13 +183,6 @@ def _deploy(root: Path, api: str) -> None:
         command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def _worker(root: Path, api: str) -> "subprocess.Popen[bytes]":
-    env = os.environ | {"PREFECT_API_URL": api, "PREFECT_WORKER_QUERY_SECONDS": "1"}
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "cpu"]
-    with (root / "worker.log").open("wb") as log:
-        return subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=root)
 
 
 def _service(world: World, root: Path) -> "subprocess.Popen[bytes]":

@@ -23,6 +23,7 @@ from tests.services.webhook.conftest import (
 )
 
 
+@pytest.mark.usefixtures("worker")
 def test_a_push_becomes_a_run_at_its_commit_and_a_status_with_a_link(world: World) -> None:
     pushed = {}
     for provider in PROVIDERS:
@@ -247,28 +248,18 @@ def test_a_lost_delivery_is_found_by_the_poll(world: World) -> None:
 
 def test_a_newer_commit_cancels_the_run_of_the_older(world: World) -> None:
     where, forge = world.repositories["github:acme/newer"], world.forges["github"]
-    _pause(world, paused=True)
-    try:
-        first = where.tip
-        older = where.commit({"recipes/second.yaml": SECOND + "# older\n"})
-        where.push()
-        world.pushed(where, first, older)
-        eventually(lambda: len(world.runs(where)) == 1)
-        newer = where.commit({"recipes/second.yaml": SECOND + "# newer\n"})
-        where.push()
-        world.pushed(where, older, newer)
-        done = eventually(lambda: _told(forge.statuses[older], "error"))
-        assert done["description"] == f"superseded by {newer[:12]}"
-        states = {r["idempotency_key"].split(":")[1]: r["state_type"] for r in world.runs(where)}
-        assert states == {older: "CANCELLED", newer: "SCHEDULED"}
-    finally:
-        _pause(world, paused=False)
-
-
-def _pause(world: World, *, paused: bool) -> None:
-    url = f"{world.api}/work_pools/cpu"
-    httpx.patch(url, json={"is_paused": paused}, timeout=30).raise_for_status()
-    time.sleep(2)  # the worker's round that is under way
+    first = where.tip
+    older = where.commit({"recipes/second.yaml": SECOND + "# older\n"})
+    where.push()
+    world.pushed(where, first, older)
+    eventually(lambda: len(world.runs(where)) == 1)
+    newer = where.commit({"recipes/second.yaml": SECOND + "# newer\n"})
+    where.push()
+    world.pushed(where, older, newer)
+    done = eventually(lambda: _told(forge.statuses[older], "error"))
+    assert done["description"] == f"superseded by {newer[:12]}"
+    states = {r["idempotency_key"].split(":")[1]: r["state_type"] for r in world.runs(where)}
+    assert states == {older: "CANCELLED", newer: "SCHEDULED"}
 
 
 def test_what_cannot_be_released_is_said_at_the_commit(world: World) -> None:
