@@ -31,9 +31,9 @@ def _metadata(facts: Lineage) -> ModelCardData:
         model_name=facts.name,
         base_model=named,
         license=facts.base_model.license,
-        library_name="peft",
+        library_name="transformers" if _is_whole(facts) else "peft",
         pipeline_tag="text-generation",
-        tags=["lora", "trainyard"],
+        tags=["trainyard"] if _is_whole(facts) else ["lora", "trainyard"],
         eval_results=results or None,
     )
 
@@ -46,7 +46,8 @@ def _body(facts: Lineage, url: str) -> list[str]:
     return [
         f"# {served}",
         "",
-        f"A LoRA adapter for `{facts.base_model.ref}` ({facts.base_model.revision}), made by the "
+        f"{'A whole model, trained from' if _is_whole(facts) else 'A LoRA adapter for'} "
+        f"`{facts.base_model.ref}` ({facts.base_model.revision}), made by the "
         f"recipe `{facts.recipe.path}` on {facts.created}.",
         "",
         "## What it proved",
@@ -73,10 +74,7 @@ def _body(facts: Lineage, url: str) -> list[str]:
         "",
         "## Serve it",
         "",
-        f"It is served under the name `{served}` and needs exactly the base model with sha256 "
-        f"`{facts.base_model.digest}`. Any engine that loads PEFT adapters can serve `adapter/`:",
-        "",
-        f"    vllm serve {base} --enable-lora --lora-modules {served}=adapter",
+        *_how_to_serve(facts, served, base),
         "",
         "## Verify and reproduce it",
         "",
@@ -88,6 +86,25 @@ def _body(facts: Lineage, url: str) -> list[str]:
         f"{', with changes in no commit (lineage.json has them)' if git and git.dirty else ''}. "
         "`lineage.json` has everything else.",
         "",
+    ]
+
+
+def _is_whole(facts: Lineage) -> bool:
+    return bool(facts.recipe.resolved.get("train", {}).get("method") == "full")
+
+
+def _how_to_serve(facts: Lineage, served: str, base: str) -> list[str]:
+    if _is_whole(facts):
+        return [
+            f"It is served under the name `{served}`. `adapter/` is a whole model in safetensors:",
+            "",
+            f"    vllm serve adapter --served-model-name {served}",
+        ]
+    return [
+        f"It is served under the name `{served}` and needs exactly the base model with sha256 "
+        f"`{facts.base_model.digest}`. Any engine that loads PEFT adapters can serve `adapter/`:",
+        "",
+        f"    vllm serve {base} --enable-lora --lora-modules {served}=adapter",
     ]
 
 

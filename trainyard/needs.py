@@ -1,6 +1,7 @@
 """Memory, disk, time and money that a release will need: from its recipe, before it runs."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,9 @@ from trainyard.errors import Unavailable
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.release.data import Checked
+from trainyard.training import estimates
 from trainyard.training.budget import Budget, budget
+from trainyard.training.launcher import choose
 from trainyard.training.memory import GIB, estimate, fit, shape_of
 
 KNOWN_SIZES = Path(__file__).parent / "training" / "known_sizes.json"
@@ -48,7 +51,8 @@ def of(recipe: Recipe, home: Path, checked: Checked | None) -> Needs:
     free = shutil.disk_usage(home if home.exists() else Path()).free / GIB
     if config is None:
         return Needs(None, None, {"free_gib": round(free, 1)}, [], notes)
-    need = estimate(config, recipe.train)
+    factor = _correction(recipe, home, notes)
+    need = replace(estimate(config, recipe.train), correction=factor)
     available = _available(recipe)
     found = fit(need, available) if available else None
     too_large = found is not None and found.verdict == "too large"
@@ -72,13 +76,48 @@ def of(recipe: Recipe, home: Path, checked: Checked | None) -> Needs:
         notes += found.sentences
     if cost.disk_gib > free:
         problems.append(f"checkpoints need {cost.disk_gib:.1f} GiB and {home} has {free:.1f} free")
+    if uneven := recipe.train.why_uneven(max(1, recipe.resources.gpus)):
+        problems.append(uneven)
+    notes += _export_notes(cost, home, free)
     if cost.hours > recipe.resources.max_hours:
         problems.append(
             f"training takes about {cost.hours:.1f} hours and resources.max_hours is "
             f"{recipe.resources.max_hours:g}"
         )
-    disk = {"needed_gib": round(cost.disk_gib, 2), "free_gib": round(free, 1)}
+    disk = {
+        "needed_gib": round(cost.disk_gib, 2),
+        "export_gib": round(cost.export_gib, 2),
+        "free_gib": round(free, 1),
+    }
     return Needs(memory, cost, disk, problems, notes)
+
+
+def _correction(recipe: Recipe, home: Path, notes: list[str]) -> float:
+    """What earlier trainings of the same kind measured, of what was estimated."""
+    spec = recipe.train
+    found = estimates.correction(home, estimates.kind_of(spec, recipe.resources, choose(spec)))
+    if found.ratio != 1:
+        notes.append(
+            f"memory is the formula's times {found.ratio:.2f}: what {found.pairs} trainings of "
+            "this kind measured"
+        )
+    return found.ratio
+
+
+def _export_notes(cost: Budget, home: Path, free: float) -> list[str]:
+    """Say what an export of the version will lack on this machine."""
+    notes = []
+    if cost.disk_gib + cost.export_gib > free:
+        notes.append(
+            f"a merged export takes {cost.export_gib:.1f} GiB more, and {home} has {free:.1f} free"
+        )
+    memory = psutil.virtual_memory().total / GIB
+    if cost.merge_gib > memory:
+        notes.append(
+            f"a merge takes {cost.merge_gib:.1f} GiB of memory, and this machine has {memory:.1f}: "
+            "export on a larger one"
+        )
+    return notes
 
 
 def _config(recipe: Recipe, home: Path, notes: list[str]) -> dict[str, Any] | None:

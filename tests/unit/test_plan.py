@@ -10,6 +10,7 @@ import pytest
 
 from trainyard import changes, cli
 from trainyard.recipe import read_recipe
+from trainyard.training import estimates
 
 RECIPE = Path("recipes/quickstart.yaml")
 
@@ -40,6 +41,7 @@ def test_the_keys_that_tools_rely_on(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         "gates.exact_match='>= 0.99999'",  # more than 400 items can prove
         "resources.max_hours=0.001",
+        "resources.gpus=3",  # batch_size 16 is not shared by three
     ],
 )
 def test_what_is_impossible_is_a_problem_and_exit_1(
@@ -48,6 +50,32 @@ def test_what_is_impossible_is_a_problem_and_exit_1(
     code, found = plan(capsys, str(RECIPE), "--home", str(tmp_path), "--set", override)
     assert code == 1
     assert found["problems"]
+
+
+def test_memory_is_corrected_by_what_such_trainings_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(RECIPE), "--home", str(tmp_path), "--set", "train.backend=trl"]
+    before = plan(capsys, *asked)[1]
+    estimates.keep(tmp_path, "cpu/trl/qlora/sft/none", 1.0, 1.25)
+    after = plan(capsys, *asked)[1]
+    assert after["vram"]["needed_gib"] == pytest.approx(
+        before["vram"]["needed_gib"] * 1.25, abs=0.02
+    )
+    assert any("times 1.25: what 1 trainings" in note for note in after["notes"])
+    assert set(after["disk"]) == {"needed_gib", "export_gib", "free_gib"}
+
+
+def test_a_model_that_could_not_be_served_is_not_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = ["train.method=full", "train.backend=trl"]
+    served = [part for key in full for part in ("--set", key)]
+    assert plan(capsys, str(RECIPE), "--home", str(tmp_path), *served)[0] == 0
+    recipe = Path("recipes/tickets-8b-vllm.yaml")
+    elsewhere = [*served, "--set", "train.activation_checkpointing=block"]
+    assert cli.main(["plan", str(recipe), "--home", str(tmp_path), *elsewhere]) == 2
+    assert "train.method: full makes a whole model, and engine vllm" in capsys.readouterr().err
 
 
 @pytest.fixture

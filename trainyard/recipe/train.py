@@ -1,9 +1,11 @@
 """How the model is trained."""
 
 import math
+import re
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -13,8 +15,55 @@ from pydantic import (
 )
 
 from trainyard.recipe.base import Frozen
+from trainyard.recipe.evaluate import METRICS, PYTHON_METRIC
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
+PATTERN = "regex:"
+"""Begins a reward that is a regular expression."""
+NO_REWARDS = frozenset(
+    ("regex", "constraints", "bleu", "chrf", "latency_ms", "completion_tokens", "stopped_by_eos")
+)
+"""Metrics of the evaluation that say nothing about one answer beside its reference, in [0, 1]."""
+
+
+def _known_reward(name: str) -> str:
+    if name.startswith(PATTERN):
+        try:
+            re.compile(name.removeprefix(PATTERN))
+        except re.error as error:
+            raise ValueError(f"reward {name}: {error}") from None
+        return name
+    known = [metric for metric in METRICS if metric not in NO_REWARDS]
+    if name not in known and not PYTHON_METRIC.fullmatch(name):
+        raise ValueError(
+            f"reward {name!r} is not known; use one of {', '.join(known)}, {PATTERN}PATTERN or "
+            "python:FILE.py:FUNCTION"
+        )
+    return name
+
+
+Reward = Annotated[str, AfterValidator(_known_reward)]
+
+
+class GrpoSpec(Frozen):
+    """`objective: grpo`: answers are sampled, and what they are worth is computed."""
+
+    rewards: Annotated[tuple[Reward, ...], Field(min_length=1)]
+    """What an answer is worth, summed: metrics of the evaluation (`exact_match`, `json_fields`,
+    ...) against the row's own answer, `regex:PATTERN` (1 where it is found), or
+    `python:FILE.py:FUNCTION`, a function `(answer, reference, sample) -> float in [0, 1]`."""
+
+    answers: Annotated[int, Field(ge=2)] = 8
+    """Answers sampled per prompt; each is compared with the mean of these (Shao et al. 2024,
+    arXiv:2402.03300). `batch_size` counts answers, so a step has batch_size / answers prompts."""
+
+    max_tokens: PositiveInt = 256
+    """Longest sampled answer, in tokens."""
+
+    temperature: PositiveFloat = 1.0
+    """Of sampling; below 1 the answers of a group differ less, and so teach less."""
 
 
 class TrainSpec(Frozen):
@@ -32,15 +81,19 @@ class TrainSpec(Frozen):
     whole model, which only `deploy.engine: cpu` on the local target serves; its learning rate is
     about a tenth of LoRA's."""
 
-    objective: Literal["sft", "dpo", "orpo", "kto"] = "sft"
+    objective: Literal["sft", "dpo", "orpo", "kto", "grpo"] = "sft"
     """`sft` imitates answers. `dpo` (Rafailov et al. 2023, arXiv:2305.18290) and `orpo` (Hong et
     al. 2024, arXiv:2403.07691) learn from pairs of a chosen and a rejected answer, `kto`
-    (Ethayarajh et al. 2024, arXiv:2402.01306) from answers marked good or bad. All but `sft` are
+    (Ethayarajh et al. 2024, arXiv:2402.01306) from answers marked good or bad; `grpo` from
+    rewards of answers that it samples (Shao et al. 2024, arXiv:2402.03300). All but `sft` are
     trained by `backend: trl`."""
 
+    grpo: GrpoSpec | None = None
+    """Rewards and sampling of `objective: grpo`; the rows' own answers are references only."""
+
     beta: PositiveFloat = 0.1
-    """`dpo`, `kto`: how strongly the model is held to the one it starts from; `orpo`: weight of the
-    odds ratio (lambda in the paper). 0.1 as in the three papers."""
+    """`dpo`, `kto`, `grpo`: how strongly the model is held to the one it starts from; `orpo`:
+    weight of the odds ratio (lambda in the paper). 0.1 as in the first three papers."""
 
     rank: PositiveInt = 16
     """Rank of the low-rank update (Hu et al. 2021); 16 is the default of Unsloth's guides."""
@@ -143,9 +196,26 @@ class TrainSpec(Frozen):
         """Forward passes per optimiser step on one device."""
         return self.batch_size // self.device_batch_size
 
+    def why_uneven(self, processes: int) -> str | None:
+        """Say why so many processes cannot share a batch, or None when they can."""
+        if self.batch_size % (self.device_batch_size * processes):
+            return (
+                f"batch_size ({self.batch_size}) must be a multiple of device_batch_size "
+                f"({self.device_batch_size}) times {processes} processes"
+            )
+        return None
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.batch_size // (self.grpo.answers if self.grpo else 1)
+
     def total_steps(self, rows: int) -> int:
-        """Optimiser steps for `rows` training rows; the last batch of a pass may be smaller."""
-        steps = math.ceil(self.epochs * math.ceil(rows / self.batch_size))
+        """Optimiser steps for `rows` training rows; the last batch of a pass may be smaller.
+
+        `grpo` leaves that batch out.
+        """
+        batches = max(1, rows // self.rows_per_step) if self.grpo else -(-rows // self.batch_size)
+        steps = math.ceil(self.epochs * batches)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     @model_validator(mode="after")
@@ -196,6 +266,21 @@ class TrainSpec(Frozen):
         if self.objective == "kto" and self.device_batch_size < 2:
             raise ValueError(
                 "objective kto compares rows within device_batch_size: set it to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _grpo_has_rewards(self) -> "TrainSpec":
+        if (self.objective == "grpo") != (self.grpo is not None):
+            raise ValueError("grpo names the rewards of `objective: grpo`: give both or neither")
+        if self.grpo and self.batch_size % self.grpo.answers:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) counts answers: it must be a multiple of "
+                f"grpo.answers ({self.grpo.answers})"
+            )
+        if self.grpo and self.eval_every:
+            raise ValueError(
+                "eval_every measures losses, and those of grpo compare nothing: leave it 0"
             )
         return self
 

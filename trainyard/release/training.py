@@ -11,6 +11,7 @@ from trainyard.release.champion import fetch
 from trainyard.release.data import Checked
 from trainyard.release.job import Job, Progress, code_digest
 from trainyard.stage import Stage
+from trainyard.training import estimates
 from trainyard.training.job import (
     ADAPTER,
     JOB,
@@ -20,6 +21,7 @@ from trainyard.training.job import (
     TrainResult,
     adapter_weights,
     environment,
+    reward_files,
 )
 from trainyard.training.launcher import launch
 from trainyard.training.mirror import Mirror
@@ -41,12 +43,14 @@ class Trained(Frozen):
         )
 
 
-def inputs(job: Job, data_digest: str) -> dict[str, Any]:
+def inputs(job: Job, data_digest: str, start: Path | None = None) -> dict[str, Any]:
+    """What a training is computed from; `start` is `start_of(job)` where that is known already."""
     spec = job.recipe.train
-    start = start_of(job)
+    start = start or start_of(job)
     return {
         "continue_from": start and files.digest_file(adapter_weights(str(start))),
         "spec": spec.model_dump(mode="json"),
+        "rewards": [files.digest_file(file) for file in reward_files(spec)],
         "gpus": job.recipe.resources.gpus,
         "base": job.base().digest,
         "data": data_digest,
@@ -75,8 +79,8 @@ def start_of(job: Job) -> Path | None:
     return folder
 
 
-def train_job(job: Job, checked: Checked) -> TrainJob:
-    base, start = job.base(), start_of(job)
+def train_job(job: Job, checked: Checked, start: Path | None) -> TrainJob:
+    base = job.base()
     return TrainJob(
         name=job.recipe.name,
         base_model=base.path.absolute(),
@@ -100,18 +104,20 @@ def find(job: Job, checked: Checked) -> Trained | None:
 
 def run(job: Job, checked: Checked, progress: Progress) -> Trained:
     """Raises TrainingFailed with the end of the program's log."""
-    with stage.opened(job.home, "train", inputs(job, checked.verdict.digest)) as held:
+    start = start_of(job)
+    with stage.opened(job.home, "train", inputs(job, checked.verdict.digest, start)) as held:
         found = held.finished()
         if found:
             trained = _trained(held, found, skipped=True)
         else:
             result = launch(
-                train_job(job, checked),
+                train_job(job, checked, start),
                 held.folder,
                 progress=lambda step: progress(*_shown(step)),
                 limits=Limits(total_s=job.recipe.resources.max_hours * 3600),
                 mirror=_mirror(job, held),
             )
+            _keep_estimate(job, result)
             values = result.model_dump(mode="json")
             held.finish(values, [ADAPTER, METRICS, RESULT, JOB])
             trained = _trained(held, values, skipped=False)
@@ -126,6 +132,14 @@ def _mirror(job: Job, held: Stage) -> Mirror | None:
         return None
     store = storage.open_store(job.recipe.register.archive, job.home)
     return Mirror(store, f"{job.recipe.name}-{held.folder.name}")
+
+
+def _keep_estimate(job: Job, result: TrainResult) -> None:
+    estimated = result.details.get("estimated_gib")
+    measured = result.details.get("self_checks", {}).get("longest_step_gib")
+    if estimated and measured:
+        kind = estimates.kind_of(job.recipe.train, job.recipe.resources, result.backend)
+        estimates.keep(job.home, kind, estimated, measured)
 
 
 def _trained(held: Stage, result: dict[str, Any], *, skipped: bool) -> Trained:

@@ -41,7 +41,11 @@ class Budget:
     cost: float | None
     """In the currency of `price_per_gpu_hour`; None without a price."""
     disk_gib: float
-    """Two checkpoints and the adapter."""
+    """Two checkpoints and the adapter; with `eval_every`, the best adapter in each of them too."""
+    export_gib: float
+    """A merged export, on disk."""
+    merge_gib: float
+    """Host memory to make one: the base in 32 bits."""
 
 
 def budget(
@@ -60,7 +64,9 @@ def budget(
         hours=hours,
         gpu_hours=gpu_hours,
         cost=None if price is None else gpu_hours * price,
-        disk_gib=(2 * 12 + 4) * trained / GIB,
+        disk_gib=((2 * 12 + 4) + (3 * 4 if train.eval_every else 0)) * trained / GIB,
+        export_gib=2 * shape.parameters / GIB,
+        merge_gib=4 * shape.parameters / GIB,
     )
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from trainyard.errors import InputError
 from trainyard.files import digest_file, digest_json
+from trainyard.recipe.evaluate import PYTHON_METRIC
 from trainyard.recipe.train import TrainSpec
 
 OUT_OF_MEMORY = 86
@@ -130,9 +131,20 @@ def identity_of(job: TrainJob, backend: Backend) -> dict[str, str]:
         "data": digest_json([digest_file(job.train), job.val and digest_file(job.val)]),
         "recipe": digest_json(
             [spec, backend, job.gpus, job.world_size, template, start and digest_file(start)]
+            + [digest_file(file) for file in reward_files(job.spec)]
         ),
         "environment": digest_json(environment()),
     }
+
+
+def reward_files(spec: TrainSpec) -> list[Path]:
+    """Return the files whose functions the recipe names as rewards; raises InputError without."""
+    named = map(PYTHON_METRIC.fullmatch, spec.grpo.rewards if spec.grpo else ())
+    found = [Path(match["file"]) for match in named if match]
+    for file in found:
+        if not file.is_file():
+            raise InputError(f"train.grpo.rewards: {file} is not there")
+    return found
 
 
 def adapter_weights(folder: str) -> Path:

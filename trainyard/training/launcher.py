@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from trainyard import process
 from trainyard.errors import InputError, TrainingFailed
 from trainyard.files import digest_tree, read_json, write_json
+from trainyard.recipe.train import TrainSpec
 from trainyard.training import job as contract
 from trainyard.training.checkpoints import discard_unusable, newest_complete, step_of
 from trainyard.training.job import Backend, JobFile, TrainJob, TrainResult, identity_of
@@ -78,9 +79,14 @@ def choose_backend(job: TrainJob) -> Backend:
         raise InputError("the training libraries are not installed: pip install -e '.[train]'")
     if job.spec.backend == "unsloth" and not _installed("unsloth"):
         raise InputError("unsloth is not installed: see the README, or set backend: trl")
-    if job.spec.backend != "auto":
-        return job.spec.backend
-    if job.spec.objective != "sft" or job.spec.method == "full":
+    return choose(job.spec)
+
+
+def choose(spec: TrainSpec) -> Backend:
+    """Return the recipe's backend, or what `auto` means on this machine."""
+    if spec.backend != "auto":
+        return spec.backend
+    if spec.objective != "sft" or spec.method == "full":
         return "trl"
     return "unsloth" if _installed("unsloth") else "trl"
 
@@ -94,11 +100,8 @@ def _check(job: TrainJob, backend: Backend) -> None:
         raise InputError("activation_checkpointing: offload needs Unsloth, which is not installed")
     if backend != "command" and not job.gpus and spec.optimizer != "adamw":
         raise InputError(f"optimizer {spec.optimizer} needs a GPU: set optimizer: adamw")
-    if spec.batch_size % (spec.device_batch_size * world):
-        raise InputError(
-            f"batch_size ({spec.batch_size}) must be a multiple of device_batch_size "
-            f"({spec.device_batch_size}) times {world} processes"
-        )
+    if uneven := spec.why_uneven(world):
+        raise InputError(uneven)
 
 
 def _installed(name: str) -> bool:

@@ -120,11 +120,13 @@ class MemoryEstimate:
     device_batch_size: int
     shape: Shape
     train: TrainSpec
+    correction: float = 1.0
+    """What measurements of the same kind say of the formula: `training.estimates`."""
 
     @property
     def total(self) -> float:
         parts = (self.weights, self.adapters, self.optimizer, self.activations, self.logits)
-        return sum(parts) + self.overhead
+        return (sum(parts) + self.overhead) * self.correction
 
 
 def estimate(
@@ -144,7 +146,8 @@ def estimate(
     shape = config if isinstance(config, Shape) else shape_of(config)
     rows = rows or train.device_batch_size
     answers = 2 if train.objective in ("dpo", "orpo") else 1  # chosen and rejected, in one pass
-    positions = rows * answers * (tokens or train.max_seq_len)
+    length = (tokens or train.max_seq_len) + (train.grpo.max_tokens if train.grpo else 0)
+    positions = rows * answers * length
     # `full` keeps its 32-bit weights with the trained ones, and 16-bit copies while it computes
     per_weight = NF4_BYTES if train.method == "qlora" else _width(train)
     embedding = 4 if embeddings_in_32_bits else _width(train)
@@ -154,7 +157,7 @@ def estimate(
         weights=(shape.linear * per_weight + shape.embeddings * embedding + norms) / GIB,
         adapters=trained * 8 / GIB,
         optimizer=trained * (8 if train.optimizer == "adamw" else 2) / GIB,
-        activations=_activations(shape, train, positions) / GIB,
+        activations=max(_activations(shape, train, positions), _cache(shape, train, length)) / GIB,
         logits=_logits(shape, positions, loss) / GIB,
         overhead=CUDA_GIB,
         device_batch_size=rows,
@@ -179,6 +182,12 @@ def _activations(shape: Shape, train: TrainSpec, positions: int) -> float:
             return shape.layers * boundary + block
         case "offload":
             return 2 * boundary + block
+
+
+def _cache(shape: Shape, train: TrainSpec, length: int) -> float:
+    """Keys and values of a step's answers while `grpo` samples them, all at once."""
+    sampled = train.batch_size * length if train.grpo else 0
+    return sampled * shape.layers * 2 * shape.key_value * _width(train)
 
 
 def _logits(shape: Shape, positions: int, loss: Loss) -> float:
@@ -231,7 +240,7 @@ def _largest_rows(need: MemoryEstimate, gpu_gib: float) -> int | None:
 
 
 def _again(need: MemoryEstimate, train: TrainSpec, rows: int) -> MemoryEstimate:
-    return estimate(need.shape, train, rows=rows)
+    return replace(estimate(need.shape, train, rows=rows), correction=need.correction)
 
 
 def _cheapest(need: MemoryEstimate, gpu_gib: float, p99_tokens: int | None) -> list[str] | None:

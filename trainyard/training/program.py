@@ -28,7 +28,7 @@ from trainyard.training import selfcheck
 from trainyard.training.checkpoints import newest_complete, step_of
 from trainyard.training.job import JobFile
 from trainyard.training.journal import Journal
-from trainyard.training.memory import estimate
+from trainyard.training.memory import MemoryEstimate, estimate
 from trainyard.training.objectives import COLUMNS, TRAINERS, collator_of, config_of
 from trainyard.training.outcome import write_adapter, write_result
 from trainyard.training.plain import arithmetic
@@ -108,6 +108,7 @@ def run(load: Load, backend: str, folder: Path, journal: Journal) -> int:
     validation = make_validation(file, folder, template, before)
     watch = Watch(journal, file, before, validation)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id_of(tokenizer, template))
+    model.generation_config.eos_token_id = sorted(template.eos_token_ids)
     trainer = make_trainer(file, folder, model, tokenizer, rows)
     for callback in (validation, watch):  # in this order: watch logs what validation measures
         if callback is not None:
@@ -125,15 +126,21 @@ def run(load: Load, backend: str, folder: Path, journal: Journal) -> int:
         return contract.STOPPED
     if trainer.is_world_process_zero():
         measured: dict[str, Any] = {"precision": arithmetic(file), "self_checks": checks}
-        if job.gpus:
-            need = estimate(model.config.to_dict(), spec, rows=file.device_batch_size)
-            measured["estimated_gpu_gib"] = round(need.total, 3)
+        if "longest_step_gib" in checks:
+            measured["estimated_gib"] = round(estimated(model, file, rows).total, 3)
         if validation is not None:
             validation.restore_best(trainer.model)
             measured |= validation.summary()
         write_adapter(trainer.model, template, job, folder)
         write_result(folder, trainer, backend, measured)
     return 0
+
+
+def estimated(model: Any, file: JobFile, rows: list[dict[str, Any]]) -> MemoryEstimate:
+    """What the plan's formula says of the longest batch there is, which may be below the limit."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    spec = file.job.spec
+    return estimate(model.config.to_dict(), spec, rows=file.device_batch_size, tokens=longest)
 
 
 def require_device(file: JobFile) -> None:
@@ -225,17 +232,20 @@ def make_trainer(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[dict[str, Any]],
 ) -> JobTrainer:
-    objective = file.job.spec.objective
-    multiple = 8 if file.job.gpus else 1
-    trainer = TRAINERS[objective](
-        model=model,
-        args=config_of(file.job.spec, arguments(file, folder, len(rows))),
-        train_dataset=Dataset.from_dict(
-            {key: [r[key] for r in rows] for key in COLUMNS[objective]}
-        ),
-        data_collator=collator_of(file.job.spec, tokenizer.pad_token_id, multiple),
-        processing_class=tokenizer,
-    )
+    spec, common = file.job.spec, arguments(file, folder, len(rows))
+    if spec.grpo:
+        from trainyard.training import grpo  # noqa: PLC0415  (seconds, and only for grpo)
+
+        trainer: JobTrainer = grpo.make(model, spec, tokenizer, rows, common)
+    else:
+        columns = COLUMNS[spec.objective]
+        trainer = TRAINERS[spec.objective](
+            model=model,
+            args=config_of(spec, common),
+            train_dataset=Dataset.from_dict({key: [r[key] for r in rows] for key in columns}),
+            data_collator=collator_of(spec, tokenizer.pad_token_id, 8 if file.job.gpus else 1),
+            processing_class=tokenizer,
+        )
     # TRL stores the adapter of a 4-bit base in bfloat16, which cannot hold updates below 1/256
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:

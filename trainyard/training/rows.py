@@ -11,7 +11,7 @@ IGNORED = -100
 """Label of a token that the loss does not count."""
 
 
-KIND = {"dpo": "preference", "orpo": "preference", "kto": "kto"}
+KIND = {"dpo": "preference", "orpo": "preference", "kto": "kto", "grpo": "sft"}
 """Rows that an objective needs; SFT takes every row that has something to train."""
 
 
@@ -21,7 +21,8 @@ def read_rows(
     """Return `id`, `kind`, `input_ids` and `labels` of each canonical row.
 
     For preferences also `prompt_ids`, and `chosen_ids` with `rejected_ids` or `completion_ids` with
-    `label`; `input_ids` are then those of the chosen or the only answer. Raises InputError for a
+    `label`; `input_ids` are then those of the chosen or the only answer. For GRPO `prompt_ids`,
+    `answer_ids` and `asked`, the messages before the answer. Raises InputError for a
     row of another kind, or longer than `max_seq_len` tokens.
     """
     with file.open(encoding="utf-8") as lines:
@@ -63,6 +64,10 @@ def _encode(row: dict[str, Any], template: Template, objective: str) -> dict[str
         size = len(prompt) + len(answer)  # a template may write a line end after the turn
         made |= {key: made[key][:size] for key in ("input_ids", "labels")}
         made["prompt_ids"] = prompt
+        if objective == "grpo":
+            if not all(found.trained[len(prompt) : size]):
+                raise RowNotRendered("it has several answers, and objective grpo takes one")
+            return made | {"answer_ids": answer, "asked": row["messages"][:-1]}
         if objective == "kto":
             return made | {"completion_ids": answer, "label": bool(row["label"])}
         same_prompt, rejected = _at_the_answer(template.encode(row | {"chosen": row["rejected"]}))

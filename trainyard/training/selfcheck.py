@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from trainyard.data.template import Template
-from trainyard.training import weights
+from trainyard.training import probe, weights
 from trainyard.training.job import JobFile
 from trainyard.training.rows import IGNORED
 
@@ -30,8 +30,13 @@ def all_checks(
 ) -> dict[str, Any]:
     """Run every check; return what was measured. Weights, gradients and RNG stay as they were."""
     rows_are_trained(rows)
-    turns_end(rows, template, trainer.data_collator)
     found: dict[str, Any] = {"quantised_layers": quantised(trainer.model, file)}
+    if file.job.spec.grpo:  # what it trains on is not there yet
+        from trainyard.training import rewards  # noqa: PLC0415  (seconds, and only for grpo)
+
+        found["rewards"] = rewards.check(file.job.spec.grpo.rewards, rows[:8])
+        return found | {"saved_tensors": save_and_load(trainer.model)}
+    turns_end(rows, template, trainer.data_collator)
     with undisturbed(trainer.model):
         short = sorted(rows, key=lambda row: len(row["input_ids"]))[:8]
         batch = trainer.data_collator(short)
@@ -42,8 +47,9 @@ def all_checks(
             found["packing"] = packing(trainer, short)
         if found["quantised_layers"] and trainer.args.device.type == "cpu":
             found["gradient_after_eval"] = gradient_after_eval(trainer, batch)
-        if trainer.args.device.type == "cuda":
-            found["longest_batch_gib"] = longest_batch(trainer, rows)
+        found["longest_step_gib"] = probe.step(
+            trainer, rows, probe.meter_of(trainer.args.device.type)
+        )
     found["saved_tensors"] = save_and_load(trainer.model)
     return found
 
@@ -182,15 +188,6 @@ def packing(trainer: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
             f"{before:.6g} to {after:.6g} with {attention} attention: set packing: false"
         )
     return {"attention": attention, "packed": packed, "alone": alone}
-
-
-def longest_batch(trainer: Any, rows: list[dict[str, Any]]) -> float:
-    """Compute the gradient of the longest rows, so that memory ends now or not at all; its peak."""
-    longest = sorted(rows, key=lambda row: -len(row["input_ids"]))
-    batch = trainer.data_collator(longest[: trainer.args.per_device_train_batch_size])
-    torch.cuda.reset_peak_memory_stats()
-    gradient_norm(trainer, [batch])
-    return round(torch.cuda.max_memory_reserved() / 2**30, 3)
 
 
 def gradient_after_eval(trainer: Any, batch: dict[str, Any]) -> dict[str, float]:

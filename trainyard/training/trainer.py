@@ -25,8 +25,14 @@ JUMP = 1.0
 """How far, in nats, the first loss after an interruption may lie outside the last twenty."""
 
 
-PREFERENCE = {"reward_margin": "rewards/margins", "reward_accuracy": "rewards/accuracies"}
-"""What TRL logs of a preference objective, under the names of `metrics.jsonl`."""
+REWARDS = {
+    "reward_margin": "rewards/margins",
+    "reward_accuracy": "rewards/accuracies",
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "kl": "kl",
+}
+"""What TRL logs of an objective other than `sft`, under the names of `metrics.jsonl`."""
 
 
 class NotFinite(RuntimeError):
@@ -91,11 +97,14 @@ class JobTrainer(Trainer):
         if self.started_at is None:
             self.started_at = self.state.global_step
             self._prove_order(inputs)
-        mask = inputs.get("attention_mask")
-        self.tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        self.tokens += self.tokens_in(inputs)
         loss = super().training_step(model, inputs, *more, **named)
         self.journal.beat("training", self.state.global_step)
         return loss
+
+    def tokens_in(self, inputs: dict[str, Any]) -> int:
+        mask = inputs.get("attention_mask")
+        return int(inputs["input_ids"].numel() if mask is None else mask.sum())
 
     def _prove_order(self, inputs: dict[str, Any]) -> None:
         """The first rows of an attempt are those that the order gives for its step."""
@@ -178,7 +187,7 @@ class Watch(TrainerCallback):
             line["val_loss"] = self.validation.losses[state.global_step]
             if not math.isfinite(line["val_loss"]):
                 raise NotFinite(f"step {state.global_step}: validation loss {line['val_loss']}")
-        for name, key in PREFERENCE.items():
+        for name, key in REWARDS.items():
             if key in logs:
                 line[name] = float(logs[key])
         if torch.cuda.is_available():

@@ -94,6 +94,13 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert losses[0] == losses[1]
 
 
+def test_two_threads_leave_the_same_bytes_each_time(make_job, tmp_path):
+    job = make_job(backend="trl", threads=2, max_steps=3)
+    one, other = (launch(job, tmp_path / name) for name in ("one", "other"))
+    assert one.digest == other.digest
+    assert one.details["threads"] == 2
+
+
 def test_when_the_launcher_is_killed_nothing_runs_on_and_the_next_one_goes_on(reference, tmp_path):
     job, _, whole = reference("trl")
     (tmp_path / "job.txt").write_text(job.model_dump_json())

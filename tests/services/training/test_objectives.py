@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
 
 from trainyard.errors import InputError
+from trainyard.files import read_json
 from trainyard.training.journal import read_metrics
 from trainyard.training.launcher import launch
 from trainyard.training.objectives import LogProbs, log_odds
@@ -146,3 +149,38 @@ def test_log_probabilities_without_triton():
     assert torch.equal(top, logits.argmax(-1) == targets)
     found.sum().backward()
     assert hidden.grad.abs().sum() > 0
+
+
+def test_grpo_trains_on_rewards_and_goes_on_after_a_kill(make_job, rows, tmp_path):
+    rewarded = tmp_path / "rewards.py"
+    rewarded.write_text("def short(answer, reference, sample):\n    return 1 / (1 + len(answer))\n")
+    job = make_job(
+        backend="auto",
+        objective="grpo",
+        method="lora",
+        device_batch_size=8,
+        max_steps=6,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        grpo={
+            "rewards": ["exact_match", r"regex:^\{", f"python:{rewarded}:short"],
+            "answers": 4,
+            "max_tokens": 8,
+        },
+    )
+    sent = []
+
+    def interrupt(line):
+        if line["step"] >= 4 and not sent:
+            sent.append(line["step"])
+            os.kill(read_json(tmp_path / "job" / "process.json")["pid"], signal.SIGKILL)
+
+    result = launch(job, tmp_path / "job", progress=interrupt)
+    lines = read_metrics(tmp_path / "job" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert result.attempts[-1]["from_step"] == 3
+    assert all(0 <= line["reward"] <= 3 for line in lines)
+    assert max(line["grad_norm"] for line in lines) > 0
+    assert result.tokens > 6 * 8
+    found = result.details["self_checks"]["rewards"]
+    assert found["exact_match"] == found[r"regex:^\{"] == 1

@@ -4,6 +4,8 @@ from pydantic import ValidationError
 from trainyard.recipe.resources import GPU_GIB, ResourcesSpec
 from trainyard.recipe.train import TrainSpec
 
+GRPO = {"objective": "grpo", "grpo": {"rewards": ["exact_match"]}}
+
 
 @pytest.mark.parametrize(
     ("settings", "text"),
@@ -20,6 +22,17 @@ from trainyard.recipe.train import TrainSpec
         ({"dropout": 1.0}, "less than 1"),
         ({"learning_rate": 0}, "greater than 0"),
         ({"learning_rte": 1e-4}, "not permitted"),
+        ({"method": "full", "backend": "unsloth"}, "trained by backend: trl with objective: sft"),
+        ({"method": "full", "objective": "dpo"}, "not by auto with dpo"),
+        ({"method": "full", "continue_from": "x"}, "continue_from is about an adapter"),
+        ({"packing": True, "objective": "dpo"}, "packing is proved equal for objective sft"),
+        ({"objective": "grpo"}, "give both or neither"),
+        ({"grpo": {"rewards": ["exact_match"]}}, "give both or neither"),
+        (GRPO | {"batch_size": 12}, r"multiple of grpo.answers \(8\)"),
+        (GRPO | {"eval_every": 5}, "those of grpo compare nothing"),
+        (GRPO | {"grpo": {"rewards": []}}, "at least 1 item"),
+        (GRPO | {"grpo": {"rewards": ["bleu"]}}, "reward 'bleu' is not known"),
+        (GRPO | {"grpo": {"rewards": ["regex:("]}}, r"reward regex:\("),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, text):
@@ -63,3 +76,9 @@ def test_memory_comes_from_the_card_or_the_number():
     assert ResourcesSpec(gpus=1, gpu="L4").memory_gib == GPU_GIB["L4"]
     assert ResourcesSpec(gpus=1, gpu_gib=48).memory_gib == 48
     assert ResourcesSpec(gpus=1).memory_gib is None
+
+
+def test_a_step_of_grpo_counts_answers():
+    spec = TrainSpec(**GRPO, batch_size=16, epochs=2)
+    assert spec.rows_per_step == 2
+    assert spec.total_steps(9) == 8  # the ninth prompt fills no step
