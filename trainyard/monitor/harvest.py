@@ -20,7 +20,8 @@ from trainyard import files
 from trainyard.data.check import check
 from trainyard.data.read import read_samples
 from trainyard.errors import NotFound, Refused
-from trainyard.monitor.questions import LOGS, rows_of
+from trainyard.files import rows_of
+from trainyard.monitor.questions import LOGS
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.data import DataSpec, Limits

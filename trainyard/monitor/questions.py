@@ -1,12 +1,12 @@
 """What users ask, and what the champion was trained to be asked: two windows of texts."""
 
-import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from trainyard.data.messages import text_of
+from trainyard.files import rows_of
 from trainyard.monitor import drift
 from trainyard.monitor.finding import Finding, breach, healthy, unknown
 from trainyard.recipe.base import Frozen
@@ -23,20 +23,6 @@ class DriftMemory(Frozen):
     """Questions that were logged when it was made."""
 
     finding: Finding | None = None
-
-
-def rows_of(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a log that is being written: a half line at its end is left for the next look."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield row
 
 
 def logged(folder: Path, version: str) -> list[dict[str, Any]]:

@@ -130,7 +130,7 @@ def append(path: Path, row: Frozen) -> None:
 def actions_of(folder: Path) -> list[Action]:
     """Every action as it was last put on record, oldest first."""
     found: dict[str, Action] = {}
-    for row in questions.rows_of(folder / "actions.jsonl"):
+    for row in files.rows_of(folder / "actions.jsonl"):
         try:
             action = Action.model_validate(row)
         except ValidationError:
@@ -165,7 +165,7 @@ def _checked(
     found = [_served(recipe, home, where, target, deployment, rolling=rolling)]
     memory, heard = _heard(recipe, target, memory, now)
     found += heard
-    champion = _champion(recipe, home)
+    champion = _champion(recipe, home) if _needs_champion(recipe) else None
     rows = questions.logged(target.folder, version)
     memory, asked = _asked(recipe, home, target, champion, rows, memory)
     found += asked
@@ -266,6 +266,11 @@ def _heard(
     if spec.feedback is not None:
         found.append(traffic.check_feedback(seen, spec.feedback))
     return memory.model_copy(update={"traffic": seen}), found
+
+
+def _needs_champion(recipe: Recipe) -> bool:
+    drift = recipe.monitor.drift
+    return recipe.monitor.labelled is not None or (drift is not None and drift.against == "data")
 
 
 def _champion(recipe: Recipe, home: Path) -> Champion | None:

@@ -82,18 +82,24 @@ class Recipe(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _monitor_has_what_it_reads(self) -> Self:
+    def _suites_are_of_their_kind(self) -> Self:
         kinds = {suite.name: suite.kind for suite in self.evaluate.suites}
-        watched = self.monitor
+        watched, judged = self.monitor, getattr(self.deploy.strategy, "judged", None)
         for key, spec, kind in (
-            ("judge", watched.judge, "rubric"),
-            ("labelled", watched.labelled, "task"),
+            ("monitor.judge", watched.judge, "rubric"),
+            ("monitor.labelled", watched.labelled, "task"),
+            ("deploy.strategy.judged", judged, "pairwise"),
         ):
             if spec is not None and kinds.get(spec.suite) != kind:
                 raise ValueError(
-                    f"monitor.{key} reads the suite {spec.suite}; evaluate.suites has no {kind} "
-                    "suite of that name"
+                    f"{key} reads the suite {spec.suite}; evaluate.suites has no {kind} suite of "
+                    "that name"
                 )
+        if judged is not None and self.deploy.target.kind == "kubernetes":
+            raise ValueError(
+                "deploy.strategy.judged reads what gateways log, and those of kubernetes are in "
+                "pods: leave it out there"
+            )
         for key in ("drift", "judge"):
             if getattr(watched, key) is not None and not self.deploy.log_fraction:
                 raise ValueError(f"monitor.{key} reads the log: deploy.log_fraction must be > 0")

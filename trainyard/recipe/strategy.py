@@ -8,6 +8,26 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from trainyard.recipe.base import Frozen, PositiveFraction
 
 
+class JudgedSpec(Frozen):
+    """Jurors compare the answers of candidate and champion to what was copied or replayed.
+
+    The gateway then keeps those answers, redacted, in `pairs.jsonl`.
+    """
+
+    suite: str
+    """A suite of kind pairwise in `evaluate`: its jurors, rubric, criteria and `max_cost_usd`,
+    which is here the most that one rollout may cost."""
+
+    max_pairs: PositiveInt = 100
+    """Most pairs that are judged in one rollout, each in both orders."""
+
+    margin: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """How far the candidate's win rate may fall below one half."""
+
+    alpha: PositiveFraction = 0.01
+    """Chance to abort, on this account alone, a candidate whose win rate is within the margin."""
+
+
 class Evidence(Frozen):
     """What a step must show. Champion and candidate are compared at the same time."""
 
@@ -36,6 +56,9 @@ class Evidence(Frozen):
 
     replay: bool = True
     """Send held-out prompts through both variants when users send too few."""
+
+    judged: JudgedSpec | None = None
+    """Whose answers jurors like better. None: nobody is asked."""
 
     approve_at: tuple[Annotated[float, Field(gt=0, le=100)], ...] = ()
     """Percentages that a person has to agree to before their step begins. Until the answer comes

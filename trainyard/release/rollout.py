@@ -15,6 +15,7 @@ from trainyard.recipe.base import Frozen
 from trainyard.recipe.evaluate import TaskSuite
 from trainyard.registry.mirror import open_registries
 from trainyard.release.job import Job
+from trainyard.release.judged import judge_of
 from trainyard.release.version import Registered
 from trainyard.rollout import Probe, Rollout, ServedVersion, StepRecord
 
@@ -63,6 +64,9 @@ def begin(job: Job, registered: Registered, where: Environment = PRODUCTION) -> 
     )
     controlled = rollout.begin(target, served, spec=spec, replay=list(replay(job)))
     controlled.prove = prove
+    judged = getattr(spec.strategy, "judged", None)
+    if judged is not None:
+        controlled.judge = judge_of(job, judged.suite)
     return controlled
 
 

@@ -77,6 +77,7 @@ class GatewayTarget:
             max_inflight=spec.max_inflight,
             max_body_mib=spec.max_body_mib,
             log_fraction=spec.log_fraction,
+            log_pairs=getattr(spec.strategy, "judged", None) is not None,
         )
         files.write_json(path, config.model_dump(mode="json"), mode=0o600)
         return config

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainyard.recipe import deploy
-from trainyard.rollout import slo, verdict
+from trainyard.rollout import pairs, slo, verdict
+from trainyard.rollout.pairs import Bench, Judge
 from trainyard.rollout.replay import CONCURRENCY, Replay
 from trainyard.rollout.state import Arm, State
 from trainyard.rollout.target import Target
@@ -101,7 +102,12 @@ class Watch:
     """One step's view of the traffic."""
 
     def __init__(
-        self, target: Target, state: State, spec: deploy.DeploySpec, replay: Replay
+        self,
+        target: Target,
+        state: State,
+        spec: deploy.DeploySpec,
+        replay: Replay,
+        judge: Judge | None = None,
     ) -> None:
         strategy = spec.strategy
         assert isinstance(strategy, deploy.Evidence)
@@ -109,12 +115,15 @@ class Watch:
         self._target = target
         self._strategy = strategy
         self._slo = spec.slo
-        self._kept, self._votes = state.kept, state.votes
+        self._kept, self._votes, self._pairs = state.kept, state.votes, state.judged
         # nobody votes on a replayed prompt
         votes = isinstance(strategy, deploy.Ab)
         self._replay = replay if strategy.replay and not votes else Replay(())
         self._slot = state.candidate.slot
         self._digests = (state.candidate.version.digest, state.champion.version.digest)
+        self._bench: Bench | None = None
+        if judge is not None and strategy.judged is not None:
+            self._bench = Bench(judge, strategy.judged, target.folder, self._digests)
         self._evidence, self._boot, self._cursor = state.evidence, state.boot, state.cursor
         self._seen: list[Outcome] = []
         self._began = time.monotonic()
@@ -133,7 +142,11 @@ class Watch:
         if self._slo is not None:
             self._kept = self._kept.take(fresh, self._slo)
             found = slo.hold(found, self._kept, self._slo, given.alpha)
+        if self._bench is not None and self._strategy.judged is not None:
+            self._pairs = self._bench.look(self._pairs)
+            found = pairs.hold(found, self._pairs, self._strategy.judged)
         seen = {
+            "judged": self._pairs,
             "evidence": self._evidence,
             "kept": self._kept,
             "votes": self._votes,
@@ -185,9 +198,9 @@ class Watch:
             return
         endpoint, headers = self._target.endpoint(), self._target.replay_headers()
         while time.monotonic() < end and missing > 0:
-            pairs = min(CONCURRENCY, missing)
-            self.replayed += self._replay.pairs(endpoint, self._target.name, headers, pairs)
-            missing -= pairs
+            count = min(CONCURRENCY, missing)
+            self.replayed += self._replay.pairs(endpoint, self._target.name, headers, count)
+            missing -= count
 
     def _too_few(self) -> bool:
         """Whether, at the rate seen, users would not bring the least evidence in time."""

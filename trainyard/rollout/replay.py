@@ -31,18 +31,17 @@ class Replay:
             self._at += 1
             arms = ["champion", "canary"]
             random.shuffle(arms)
-            jobs += [(body, arm) for arm in arms]
+            pair = f"{random.getrandbits(128):032x}"  # both answers are found by it
+            jobs += [(body, {"x-trainyard-variant": arm, "x-request-id": pair}) for arm in arms]
 
         with httpx.Client(
             base_url=endpoint, headers=dict(headers), timeout=120, trust_env=False
         ) as client:
 
-            def ask(job: tuple[Mapping[str, Any], str]) -> None:
-                body, arm = job
+            def ask(job: tuple[Mapping[str, Any], Mapping[str, str]]) -> None:
+                body, marks = job
                 try:
-                    client.post(
-                        "/v1/chat/completions", json=body, headers={"x-trainyard-variant": arm}
-                    )
+                    client.post("/v1/chat/completions", json=body, headers=dict(marks))
                 except httpx.HTTPError:
                     return
 

@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 from trainyard import files
 from trainyard.errors import Refused
 from trainyard.recipe.base import Frozen
+from trainyard.rollout.pairs import Judged
 from trainyard.rollout.slo import Kept
 from trainyard.rollout.target import ServedVersion, Slot
 from trainyard.rollout.verdict import Evidence
@@ -91,6 +92,7 @@ class State(Frozen):
     evidence: Evidence = Evidence()
     kept: Kept = Kept()
     votes: Votes = Votes()
+    judged: Judged = Judged()
     boot: str = ""
     cursor: int = 0
     """Records of the gateway's run `boot` below this number are in the evidence."""

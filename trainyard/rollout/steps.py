@@ -15,6 +15,7 @@ from trainyard.recipe import deploy
 from trainyard.recipe.deploy import BlueGreen, Canary, DeploySpec
 from trainyard.rollout import looks, soak, verdict
 from trainyard.rollout.looks import Watch
+from trainyard.rollout.pairs import Judge
 from trainyard.rollout.replay import Replay
 from trainyard.rollout.state import (
     ACTIVE,
@@ -55,6 +56,8 @@ class Rollout:
         self._replay = Replay(replay)
         self.prove: Callable[[], object] = lambda: None
         """Called before the start and before each rise of the weight; raises to end the rollout."""
+        self.judge: Judge | None = None
+        """Compares pairs of answers, where the strategy asks for it."""
 
     @property
     def plan(self) -> tuple[str, ...]:
@@ -211,7 +214,7 @@ class Rollout:
         self._save(weight=0.0 if unseen else float(name.removesuffix(" %")))
         shadow_pct = strategy.shadow_pct if isinstance(strategy, Canary | BlueGreen) else 0
         self._weigh(shadow_pct if unseen else 0)
-        watch = Watch(self.target, self.state, self._spec, self._replay)
+        watch = Watch(self.target, self.state, self._spec, self._replay, self.judge)
         while True:
             self._obey()
             if self.state.hurried is not None:

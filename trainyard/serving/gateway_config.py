@@ -97,6 +97,9 @@ class GatewayConfig(Frozen):
     log_fraction: Fraction = 0
     """Share of live requests written, redacted, to requests.jsonl."""
 
+    log_pairs: bool = False
+    """Write both answers to what is copied or replayed, redacted, to pairs.jsonl."""
+
     tls_cert: Path | None = None
     tls_key: Path | None = None
 

@@ -45,6 +45,8 @@ class Call:
     request_id: str
     stream: bool
     headers: Mapping[str, str]
+    copied: bool = False
+    """Whether the canary answers it too, unseen."""
 
 
 @dataclass(slots=True)
@@ -82,6 +84,7 @@ class Proxy:
         self.routes = routes
         self.journal = journal
         self.log = RequestLog(config.folder / "requests.jsonl")
+        self.pairs = RequestLog(config.folder / "pairs.jsonl")
         self.inflight = 0
         journal.metrics.inflight.set_function(lambda: self.inflight)
         self._session: aiohttp.ClientSession | None = None
@@ -106,6 +109,7 @@ class Proxy:
             copy.cancel()
         await self._session.close()
         self.log.close()
+        self.pairs.close()
 
     def current(self) -> Routes:
         """Return the routes as they hold now: each request judges the lease, no timer does."""
@@ -267,6 +271,7 @@ class Proxy:
         if len(self._copies) >= config.max_shadow or self.inflight > config.max_inflight / 2:
             self.journal.metrics.unseen.inc()
             return
+        call.copied = True
         task = asyncio.create_task(self._unseen(replace(call, source="shadow"), routes.canary))
         self._copies.add(task)
         task.add_done_callback(self._copies.discard)
@@ -379,8 +384,11 @@ class Proxy:
             flags=flags,
             why=attempt.why,
         )
+        asked = call.body.get("messages") or [call.body.get("prompt")]
         fraction = self.config.log_fraction
         if fraction and call.source == "live" and code == 200 and random.random() < fraction:
-            asked = call.body.get("messages") or [call.body.get("prompt")]
             self.log.write(record, asked, "".join(answer.text))
+        paired = call.copied or call.source in ("shadow", "replay")
+        if self.config.log_pairs and paired and code == 200:
+            self.pairs.write(record, asked, "".join(answer.text))
         return record

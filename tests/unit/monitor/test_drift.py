@@ -129,6 +129,11 @@ def test_odd_texts_are_texts(odd: Sequence[str]) -> None:
     assert drift.explain(window(1, 10), odd).auc >= 0
 
 
+def test_numbers_that_rise_are_no_drift() -> None:
+    one, other = ([f"where is order {n + i}" for i in range(50)] for n in (1000, 8000))
+    assert drift.mmd_test(one, other).p == 1.0
+
+
 def test_the_same_seed_gives_the_same_answer_and_one_text_is_no_window() -> None:
     one, other = window(1, 40), window(2, 40, lab=0.3)
     assert drift.mmd_test(one, other) == drift.mmd_test(one, other)
