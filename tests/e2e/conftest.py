@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.air_gap import without_a_network
+
 SMALL = "tests/e2e/small.yaml"
 
 
@@ -77,6 +79,13 @@ class Clone:
         while not condition():
             assert time.monotonic() < end, f"{what} did not happen within {deadline_s} s"
             time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def air_gap() -> Iterator[str | None]:
+    """Everything of the module on loopback alone, where the kernel lets us; else the reason."""
+    with without_a_network() as why_not:
+        yield why_not
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,9 @@ from tests.e2e.conftest import SMALL, Clone
 
 STAGES = ["data", "train", "evaluate", "register", "rollout"]
 
+# all that follows, from the data to answers under traffic, happens without a network
+pytestmark = pytest.mark.usefixtures("air_gap")
+
 
 def test_a_release_killed_in_every_stage_in_turn_goes_on_where_it_was(clone: Clone) -> None:
     for number, stage in enumerate(STAGES):
@@ -35,6 +38,20 @@ def test_a_release_killed_in_every_stage_in_turn_goes_on_where_it_was(clone: Clo
     assert len(manifests) == 1
     code, output = clone.run("trainyard", "verify", "small@production")
     assert code == 0, output
+
+
+def test_a_release_is_served_without_any_route_out(clone: Clone, air_gap: str | None) -> None:
+    if air_gap is not None:
+        pytest.skip(air_gap)
+    for address in ("192.0.2.1", "2001:db8::1"):
+        with pytest.raises(OSError, match=r"unreachable|not available"):
+            socket.create_connection((address, 443), timeout=30)
+    with pytest.raises(socket.gaierror):
+        socket.getaddrinfo("example.com", 443)
+    question = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    endpoint = (clone.summary() if clone.summaries() else clone.released())["endpoint"]
+    answer = httpx.post(f"{endpoint}/chat/completions", json=question, timeout=60)
+    assert answer.json()["choices"][0]["message"]["content"]
 
 
 def test_a_release_serves_what_it_trained_and_the_next_one_skips(clone: Clone) -> None:
