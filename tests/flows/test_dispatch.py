@@ -38,7 +38,7 @@ def test_every_deployment_reaches_the_server_and_twice_changes_nothing() -> None
         gpu = client.read_work_pool("gpu")
     declared = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]
     assert sorted(d.name for d in found) == sorted(d["name"] for d in declared)
-    release = next(d for d in found if d.name == "quickstart")
+    release = next(d for d in found if (d.name, d.tags) == ("quickstart", ["release"]))
     assert release.parameters["environment"] == "team"
     assert {"recipe", "overrides", "environment", "dry_run"} == set(
         release.parameter_openapi_schema["properties"]
