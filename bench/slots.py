@@ -73,12 +73,15 @@ def compete(root: Path, load: Load) -> dict[str, Any]:
         begin = time.monotonic()
         finished = release_all(log, load)
         seconds = round(time.monotonic() - begin, 1)
+    names = recipes_of(load)
+    found = read(log, names)
     return {
         "releases": load.releases,
         "finished": finished,
         "seconds": seconds,
         "killed": len(killed),
-        **read(log, recipes_of(load)),
+        "fairness": fairness(found.pop("starts"), Counter(names)),
+        **found,
     }
 
 
@@ -115,7 +118,7 @@ def release(number: int, recipe: str, log: Path, load: Load) -> bool:
 
 
 def read(log: Path, names: list[str]) -> dict[str, Any]:
-    """Count what the programs wrote: two on one GPU, jobs that ended never or twice, fairness."""
+    """Count what the programs wrote: two on one GPU, jobs that ended never or twice, the order."""
     events = [line.split() for line in log.read_text().splitlines()]
     starts = [(float(at), run) for event, _, run, _, at in events if event != "end"]
     ends = Counter(run for event, _, run, _, _ in events if event == "end")
@@ -124,7 +127,7 @@ def read(log: Path, names: list[str]) -> dict[str, Any]:
         "lost": sum(ends[f"{name}-{n}"] == 0 for n, name in enumerate(names)),
         "duplicates": sum(count - 1 for count in ends.values()),
         "double_booked": sum(e[0] == "double" for e in events) + overlaps(events),
-        "fairness": fairness([run.rpartition("-")[0] for _, run in sorted(starts)], Counter(names)),
+        "starts": [run.rpartition("-")[0] for _, run in sorted(starts)],
     }
 
 
