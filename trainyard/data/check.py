@@ -28,6 +28,7 @@ from trainyard.data.locate import locate
 from trainyard.data.sample import common_grams
 from trainyard.data.template import Template
 from trainyard.data.tokens import FastTokens
+from trainyard.data.tools import not_collecting
 from trainyard.data.verdict import DataVerdict
 from trainyard.errors import InputError, TrainyardError
 from trainyard.files import digest_file, digest_json, why
@@ -68,14 +69,15 @@ def check(
     work = work_folder(out)
     tell = progress if progress is not None else _silent
     try:
-        job = prepare(
-            spec, work, eval_sets=eval_sets, base_model=base_model, max_seq_len=max_seq_len,
-            progress=tell,
-        )  # fmt: skip
-        run_chunks(job, processes, tell, runner)
-        tell("comparing rows", 0, 1)
-        verdict = finish(job, out, previous)
-        tell("comparing rows", 1, 1)
+        with not_collecting():
+            job = prepare(
+                spec, work, eval_sets=eval_sets, base_model=base_model, max_seq_len=max_seq_len,
+                progress=tell,
+            )  # fmt: skip
+            run_chunks(job, processes, tell, runner)
+            tell("comparing rows", 0, 1)
+            verdict = finish(job, out, previous)
+            tell("comparing rows", 1, 1)
     except TrainyardError:
         shutil.rmtree(work, ignore_errors=True)
         raise

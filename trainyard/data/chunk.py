@@ -5,7 +5,6 @@ bytes wherever it runs, whole or not there. As a program: `python -m trainyard.d
 """
 
 import base64
-import gc
 import hashlib
 import os
 import shutil
@@ -32,7 +31,7 @@ from trainyard.data.proof import Proof, prove, prove_rows, split
 from trainyard.data.rows import RowReader, encode, in_file
 from trainyard.data.scan import BANDS, SCANNED
 from trainyard.data.structure import findings, open_ended
-from trainyard.data.tools import tools_of
+from trainyard.data.tools import not_collecting, tools_of
 from trainyard.errors import InputError
 from trainyard.files import why, write_json
 
@@ -312,13 +311,8 @@ def check_chunk(job_file: Path, number: int) -> Path:
     # a folder of its own: a task runner may start a chunk again while its first worker still lives
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     check = ChunkCheck(job, number, partial)
-    collecting = gc.isenabled()
-    gc.disable()  # rows are trees: collecting cycles among them costs a tenth and finds none
-    try:
+    with not_collecting():
         info = check.run()
-    finally:
-        if collecting:
-            gc.enable()
     if info["read"] != check.chunk.lines:
         raise InputError(f"{check.table.name} changed while it was read: start again")
     empty = np.zeros(0, FACTS), np.zeros((BANDS, 0), np.uint64)

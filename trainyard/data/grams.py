@@ -9,17 +9,18 @@ from trainyard.data.units import BASE, U64, mix
 
 LONG_GRAM, PROMPT_GRAM = 13, 8
 Table = tuple[U64, U64, np.uint64]
-"""Sorted hashes, a bitmap over their upper bits, and the shift that gives those bits."""
+"""Sorted hashes, a bitmap over their upper and their lowest bits (Bloom 1970), and the shift that
+gives the upper ones."""
 _ONE = np.uint64(1)
 
 
 def table_of(hashes: U64) -> Table:
-    """`hashes` are sorted. The bitmap has about 64 bits for each, so that few others pass it."""
-    width = min(max(64 * len(hashes), 1 << 12).bit_length(), 24)
+    """`hashes` are sorted. The bitmap has about 32 bits for each: one in 500 others passes it."""
+    width = min(max(32 * len(hashes), 1 << 12).bit_length(), 24)
     shift = np.uint64(64 - width)
-    places = (hashes >> shift).astype(np.int64)
     marked = np.zeros(1 << width, np.uint8)
-    marked[places] = 1
+    marked[(hashes >> shift).astype(np.int64)] = 1
+    marked[(hashes & np.uint64((1 << width) - 1)).astype(np.int64)] = 1
     return hashes, np.packbits(marked, bitorder="little").view(np.uint64), shift
 
 
@@ -47,11 +48,31 @@ def grams(prefix: Any, start: int, end: int, k: int, power: Any, out: Any) -> in
 
 
 @compiled
+def _marked(bits: Any, at: Any) -> Any:
+    return bits[at >> np.uint64(6)] >> (at & np.uint64(63)) & _ONE
+
+
+@compiled
+def contained(table: Any, gram: Any, count: int) -> bool:
+    """Whether a set holds one of the grams; the first of `gram` are overwritten."""
+    _, bits, shift = table
+    maybe = 0
+    for i in range(count):  # without a branch, so that many are looked up at once
+        x = gram[i]
+        gram[maybe] = x
+        maybe += int(_marked(bits, x >> shift))
+    for i in range(maybe):  # noqa: SIM110  (numba has no generators)
+        if contains(table, gram[i]):
+            return True
+    return False
+
+
+@compiled
 def contains(table: Any, x: Any) -> bool:
     """Whether a set holds `x`: its sorted hashes, a bitmap over their upper bits, the shift."""
     ranked, bits, shift = table
-    at = x >> shift
-    if not bits[at >> np.uint64(6)] >> (at & np.uint64(63)) & _ONE:
+    lowest = np.uint64(64 * len(bits)) - _ONE
+    if not _marked(bits, x >> shift) or not _marked(bits, x & lowest):
         return False
     low, high = 0, len(ranked)
     while low < high:

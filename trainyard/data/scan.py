@@ -14,7 +14,7 @@ from trainyard.data.grams import (
     LONG_GRAM,
     PROMPT_GRAM,
     Table,
-    contains,
+    contained,
     grams,
     prefixes,
     table_of,
@@ -30,27 +30,29 @@ FEW_REPEATS = 0.4
 
 
 @compiled
-def _holds_any(table: Any, gram: Any, count: int) -> bool:
-    for i in range(count):  # noqa: SIM110  (numba has no generators)
-        if contains(table, gram[i]):
-            return True
-    return False
-
-
-@compiled
 def _sign(gram: Any, count: int, mul: Any, add: Any, lowest: Any, bands: Any) -> None:
     """MinHash (Broder 1997) by random affine maps of 32-bit hashes, and its band hashes."""
     lowest[:] = np.uint32(0xFFFFFFFF)
-    for j in range(count):
-        x = np.uint32(gram[j] >> np.uint64(32))
+    for j in range(0, count, 4):  # four at once: fewer looks at what does not change
+        a = np.uint32(gram[j] >> np.uint64(32))
+        b = np.uint32(gram[min(j + 1, count - 1)] >> np.uint64(32))
+        c = np.uint32(gram[min(j + 2, count - 1)] >> np.uint64(32))
+        d = np.uint32(gram[min(j + 3, count - 1)] >> np.uint64(32))
         for p in range(len(mul)):
-            h = np.uint32(np.uint32(mul[p] * x) + add[p])
-            lowest[p] = h if h < lowest[p] else lowest[p]
-    for b in range(BANDS):
-        rolling = np.uint64(b + 1)
-        for c in range(BAND_ROWS):
-            rolling = rolling * BASE + np.uint64(lowest[c * BANDS + b])
-        bands[b] = mix(rolling)
+            m, n, low = mul[p], add[p], lowest[p]
+            h = np.uint32(np.uint32(m * a) + n)
+            low = h if h < low else low
+            h = np.uint32(np.uint32(m * b) + n)
+            low = h if h < low else low
+            h = np.uint32(np.uint32(m * c) + n)
+            low = h if h < low else low
+            h = np.uint32(np.uint32(m * d) + n)
+            lowest[p] = h if h < low else low
+    for k in range(BANDS):
+        rolling = np.uint64(k + 1)
+        for i in range(BAND_ROWS):
+            rolling = rolling * BASE + np.uint64(lowest[i * BANDS + k])
+        bands[k] = mix(rolling)
 
 
 @compiled
@@ -119,10 +121,10 @@ def scan(
             row.repeats = _repeats(gram, n, marks)
         if len(long[0]):
             n = grams(prefix, 0, total, LONG_GRAM, power, gram)
-            row.hit = _holds_any(long, gram, n)
+            row.hit = contained(long, gram, n)
             if not spaceless and not row.hit:
                 n = grams(prefix, 0, asked, PROMPT_GRAM, power, gram)
-                row.hit = _holds_any(short, gram, n)
+                row.hit = contained(short, gram, n)
         n = grams(prefix, 0, total, 5 if spaceless else 3, power, gram)
         n = without(common, gram, n)
         row.grams = n
