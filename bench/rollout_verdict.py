@@ -1,12 +1,13 @@
 """How often the rollout's verdict aborts, and after how long: healthy and sick canaries, simulated.
 
 20 requests/s of which the canary gets 5 %, a look every 15 s for 10 minutes, lognormal latencies
-(median 0.3 s, sigma 0.5). Three tables draw them autocorrelated, as an AR(1) in time with a time
+(median 0.3 s, sigma 0.5). Four tables draw them autocorrelated, as an AR(1) in time with a time
 constant of 60 s: in "shared waves" both variants slow down together (sd 25 %: load), in "own waves"
-each by itself as well (sd 5 %: co-tenants), in "big own waves" by 10 %. In the last, a healthy
-canary's own level over two minutes has an sd of 12 % against the champion's, and 1.3 x is 26 %: no
-test can tell them apart so fast in 99 of 100 runs. A larger `latency_tolerance` is for such a
-place. The champion's last 10 minutes before the rollout are known. `--runs N` sets the runs.
+each by itself (sd 5 %: co-tenants), in "both waves" both happen, in "big own waves" each has an sd
+of 10 %. There a healthy canary's level over two minutes has an sd of 12 % against the champion's,
+and 1.3 x is 26 %: no test tells them apart so fast in 99 of 100 runs, and a larger
+`latency_tolerance` is for such a place. The champion's last 10 minutes before the rollout are
+known. `--runs N` sets the runs per row.
 """
 
 import argparse
@@ -82,7 +83,8 @@ CASES = {
 KINDS = {
     "independent": (0.0, 0.0),
     "shared waves": (0.25, 0.0),
-    "own waves": (0.25, 0.05),
+    "own waves": (0.0, 0.05),
+    "both waves": (0.25, 0.05),
     "big own waves": (0.0, 0.1),
 }
 

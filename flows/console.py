@@ -20,6 +20,7 @@ from trainyard import files, plan
 from trainyard.environment import read_environment
 from trainyard.errors import Refused, TrainyardError, Waiting
 from trainyard.recipe import parse_override, read_recipe
+from trainyard.rollout.gateway_client import verifies
 from trainyard.run import Summary
 
 MARKS = {"done": "✓", "skipped": "=", "failed": "✗", "waiting": "…"}
@@ -146,6 +147,7 @@ def _question_and_answer(summary: Summary) -> list[str]:
         f"{summary.endpoint}/chat/completions",
         json=body | {"messages": probe["messages"]},
         timeout=60,
+        verify=verifies(str(summary.endpoint)),
     )
     answer = reply.json()["choices"][0]["message"]["content"] if reply.is_success else reply.text
     return [f"asked     {probe['messages'][-1]['content']}", f"answered  {answer}"]

@@ -23,6 +23,7 @@ from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.evaluate import RubricSuite, TaskSuite
 from trainyard.recipe.monitor import JudgeSampleSpec, LabelledSpec
+from trainyard.rollout.gateway_client import verifies
 from trainyard.rollout.target import Target
 
 AT_ONCE = 4
@@ -150,8 +151,9 @@ def difference(
 def _answers(suite: TaskSuite, metric: str, items: Sequence[Item], target: Target) -> list[float]:
     """Scores of the rows that were answered."""
     headers = {**target.replay_headers(), "x-trainyard-variant": "champion"}
+    url = target.endpoint()
     with httpx.Client(
-        base_url=target.endpoint(), headers=headers, timeout=120, trust_env=False
+        base_url=url, headers=headers, timeout=120, trust_env=False, verify=verifies(url)
     ) as client:
 
         def ask(item: Item) -> float | None:

@@ -27,6 +27,7 @@ from trainyard.registry.mirror import open_registries
 from trainyard.release.champion import Champion, find_champion
 from trainyard.release.data import previous_of
 from trainyard.rollout import Target, looks
+from trainyard.rollout.gateway_client import verifies
 from trainyard.rollout.state import ACTIVE, Deployment, Store
 from trainyard.run import Summary
 
@@ -240,7 +241,7 @@ def _ask(target: Target, deployment: Deployment) -> str:
     headers = {**target.replay_headers(), "x-trainyard-variant": "champion"}
     url = f"{target.endpoint()}/v1/chat/completions"
     try:
-        with httpx.Client(timeout=60, trust_env=False) as client:
+        with httpx.Client(timeout=60, trust_env=False, verify=verifies(url)) as client:
             answer = client.post(url, json=body, headers=headers)
     except httpx.HTTPError as error:
         raise Unavailable(f"{url} did not answer: {error or type(error).__name__}") from error

@@ -1,5 +1,6 @@
 """How a version that passed its gates gets traffic: where, by which engine, on which evidence."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -219,6 +220,16 @@ class KubernetesTarget(Frozen):
         return self
 
 
+class TlsFiles(Frozen):
+    """Where the gateway finds its certificate; read when it starts."""
+
+    cert: Path
+    """PEM file: the certificate, then those between it and its authority."""
+
+    key: Path
+    """PEM file of the private key, without a passphrase."""
+
+
 class DeploySpec(Frozen):
     target: Annotated[
         LocalTarget | DockerTarget | KubernetesTarget, Field(discriminator="kind")
@@ -265,6 +276,9 @@ class DeploySpec(Frozen):
     """Keys of which users must bring one as bearer token. None: anybody who reaches the port may
     ask."""
 
+    tls: TlsFiles | None = None
+    """Certificate with which the gateway speaks https. None: http, for a proxy or this machine."""
+
     max_inflight: PositiveInt = 256
     """Requests in progress beyond which the gateway sheds with 429."""
 
@@ -286,6 +300,12 @@ class DeploySpec(Frozen):
         imageless = isinstance(self.target, DockerTarget) and self.target.image is None
         if self.engine == "cpu" and imageless:
             raise ValueError("engine cpu has no published image: name yours in target.image")
+        return self
+
+    @model_validator(mode="after")
+    def _gateway_is_here(self) -> Self:
+        if self.tls is not None and isinstance(self.target, KubernetesTarget):
+            raise ValueError("tls is the Gateway's business in kubernetes: leave it out")
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.deploy import Canary, DeploySpec
-from trainyard.rollout.verdict import ODDS, SHARES, SLOW, tolerated_odds
+from trainyard.rollout.verdict import ODDS, SHARES, SLOW
 
 _CHAMPION_ERRORS = 0.005
 # shares beyond the champion's median when a lognormal latency of sigma 0.5 grows by 1.3
@@ -64,7 +64,7 @@ def _until_abort(
     Each canary request, with the champion's beside it, gains their divergence from the common rate.
     """
     if outcome in SLOW:
-        odds = tolerated_odds(strategy.latency_tolerance) * its / (1 - its)
+        odds = strategy.latency_tolerance * its / (1 - its)
         its = odds / (1 + odds)
     share = weight / 100
     common = share * mine + (1 - share) * its

@@ -9,6 +9,11 @@ from trainyard.rollout.target import Observation
 from trainyard.serving.gateway_config import Routes
 
 
+def verifies(endpoint: str) -> bool:
+    """Whether to ask who answers: not our own gateway here, certified for its public name."""
+    return not endpoint.startswith("https://127.0.0.1:")
+
+
 class GatewayClient:
     def __init__(self, admin_url: str, token: str) -> None:
         self._url = admin_url

@@ -77,6 +77,8 @@ class GatewayTarget:
             max_inflight=spec.max_inflight,
             max_body_mib=spec.max_body_mib,
             log_fraction=spec.log_fraction,
+            tls_cert=spec.tls.cert.absolute() if spec.tls else None,
+            tls_key=spec.tls.key.absolute() if spec.tls else None,
             log_pairs=getattr(spec.strategy, "judged", None) is not None,
         )
         files.write_json(path, config.model_dump(mode="json"), mode=0o600)

@@ -193,7 +193,9 @@ class Watch:
         """Let time pass until the next look, with replayed prompts where users send too few."""
         end = time.monotonic() + self._strategy.look_s
         missing = self._strategy.requests - sum(o.canary for o in self._seen)
-        if not (self._replay and self._too_few()):
+        unjudged = self._unjudged()
+        missing = max(missing, unjudged)
+        if not (self._replay and (unjudged or self._too_few())):
             time.sleep(self._strategy.look_s)
             return
         endpoint, headers = self._target.endpoint(), self._target.replay_headers()
@@ -201,6 +203,13 @@ class Watch:
             count = min(CONCURRENCY, missing)
             self.replayed += self._replay.pairs(endpoint, self._target.name, headers, count)
             missing -= count
+
+    def _unjudged(self) -> int:
+        """Pairs that jurors still want and that nobody has answered yet."""
+        spec = self._strategy.judged
+        if self._bench is None or spec is None:
+            return 0
+        return max(0, spec.min_pairs - max(len(self._pairs.asked), self.replayed // 2))
 
     def _too_few(self) -> bool:
         """Whether, at the rate seen, users would not bring the least evidence in time."""

@@ -75,7 +75,7 @@ class Judged(Frozen):
 
 
 def hold(found: Verdict, judged: Judged, spec: JudgedSpec) -> Verdict:
-    """Abort what the jurors like less; else the verdict stands, and says what they said."""
+    """Abort what the jurors like less; without enough of their verdicts nothing goes on."""
     if found.decision != "abort" and judged.capital.e_value > 1 / spec.alpha:
         return Verdict(
             decision="abort",
@@ -84,7 +84,10 @@ def hold(found: Verdict, judged: Judged, spec: JudgedSpec) -> Verdict:
             metric="judged pairs",
             samples=judged.lost,
         )
-    return found.model_copy(update={"reason": f"{found.reason}; {judged.words}"})
+    decision, said = found.decision, judged.words
+    if decision == "go_on" and judged.n < spec.min_pairs:
+        decision, said = "wait", f"{said}; {spec.min_pairs} are wanted, {len(judged.asked)} asked"
+    return found.model_copy(update={"decision": decision, "reason": f"{found.reason}; {said}"})
 
 
 def read(folder: Path, candidate: str, champion: str) -> Iterator[Pair]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx
 
+from trainyard.rollout.gateway_client import verifies
+
 CONCURRENCY = 4
 
 
@@ -35,7 +37,11 @@ class Replay:
             jobs += [(body, {"x-trainyard-variant": arm, "x-request-id": pair}) for arm in arms]
 
         with httpx.Client(
-            base_url=endpoint, headers=dict(headers), timeout=120, trust_env=False
+            base_url=endpoint,
+            headers=dict(headers),
+            timeout=120,
+            trust_env=False,
+            verify=verifies(endpoint),
         ) as client:
 
             def ask(job: tuple[Mapping[str, Any], Mapping[str, str]]) -> None:

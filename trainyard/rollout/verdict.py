@@ -245,7 +245,8 @@ def _bet(
                 sum(s > cut for s in fast_s),
                 len(fast_s),
                 sum(s > cut * rules.latency_tolerance for s in fast_c),
-                tolerated_odds(rules.latency_tolerance),
+                # within this odds ratio are waves of the canary's own, with an sd of 5 %
+                rules.latency_tolerance,
             )
     return Stratum(
         cuts=cuts,
@@ -253,15 +254,6 @@ def _bet(
         bets=bets,
         log_equal=stratum.log_equal + _log_equal(canary, champion, rules.margin),
     )
-
-
-def tolerated_odds(tolerance: float) -> float:
-    """Odds ratio that the null allows the canary to be slower than a cut-point.
-
-    About that of a canary slower by half of `tolerance`, when latencies are lognormal with sigma
-    0.5: within it are waves of its own with an sd of 5 %.
-    """
-    return float(tolerance**1.3)
 
 
 def freeze(seconds: Sequence[float]) -> tuple[float, ...]:

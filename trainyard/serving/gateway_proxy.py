@@ -178,7 +178,7 @@ class Proxy:
             path=request.path,
             body=body,
             source=source,
-            forced=cast(Role | None, forced),
+            forced=cast("Role | None", forced),
             request_id=headers.get(REQUEST_ID) or f"{random.getrandbits(128):032x}",
             stream=bool(body.get("stream")),
             headers=headers,
@@ -198,7 +198,7 @@ class Proxy:
             return call.forced
         if routes.canary is None or not routes.weight:
             return "champion"
-        key = call.headers.get(SESSION) or call.body.get("user")
+        key = call.headers.get(SESSION) or call.body.get("user") or self._holder(call)
         if key:
             digest = hashlib.blake2b(f"{routes.salt}\0{key}".encode(), digest_size=8).digest()
             # the share of a session never changes, so a growing weight only adds sessions
@@ -206,6 +206,10 @@ class Proxy:
         else:
             share = random.random()
         return "canary" if share * 100 < routes.weight else "champion"
+
+    def _holder(self, call: Call) -> str | None:
+        """Whose request it is, by the API key that the gateway asks for."""
+        return call.headers.get(hdrs.AUTHORIZATION) if self._keys else None
 
     async def _answer(self, request: web.Request, call: Call) -> web.StreamResponse:
         routes = self.current()
@@ -311,7 +315,8 @@ class Proxy:
                 attempt.why = "not JSON"
                 attempt.code = 0
                 raise EngineFailed("answered 200 with something that is not JSON") from None
-        self._record(call, attempt)
+        # once the answer is on its way: nobody waits for its flags
+        asyncio.get_running_loop().call_soon(self._record, call, attempt)
         headers = self._headers(call, attempt)
         headers[hdrs.CONTENT_TYPE] = engine.headers.get(hdrs.CONTENT_TYPE, "application/json")
         if hdrs.RETRY_AFTER in engine.headers:

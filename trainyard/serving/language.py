@@ -7,6 +7,7 @@ question and answer must be told with some certainty, and differ.
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 
 _WORDS = {
@@ -18,7 +19,11 @@ _WORDS = {
     "nl": "het een en is niet van voor met dat zijn u wij deze naar ook maar heeft wordt",
     "pt": "os as e é que não uma com para por você está seu mais como obrigado dos pelo",
 }
-_SMALL = {name: frozenset(words.split()) for name, words in _WORDS.items()}
+_LANGUAGES: dict[str, list[str]] = {}
+"""Of which languages a small word is."""
+for _name, _words in _WORDS.items():
+    for _word in _words.split():
+        _LANGUAGES.setdefault(_word, []).append(_name)
 _TOKEN = re.compile(r"[^\W\d_]+")
 _SAMPLE_CHARS = 2000
 _MIN_LETTERS = 12
@@ -32,13 +37,16 @@ def _script(letter: str) -> str:
 
 def guess(text: str) -> str | None:
     """A language of Latin script, or the name of another script; None when unsure."""
-    letters = [c for c in text[:_SAMPLE_CHARS] if c.isalpha()]
-    if len(letters) < _MIN_LETTERS:
+    words = _TOKEN.findall(text[:_SAMPLE_CHARS].lower())
+    count = sum(map(len, words))
+    if count < _MIN_LETTERS:
         return None
-    script, count = Counter(map(_script, letters)).most_common(1)[0]
-    if count < 0.7 * len(letters):
+    if text.isascii():  # asking each letter for its script takes most of the time
+        return _latin(words)
+    script, most = Counter(_script(c) for word in words for c in word).most_common(1)[0]
+    if most < 0.7 * count:
         return None
-    return _latin(text) if script == "LATIN" else _east_asian(script)
+    return _latin(words) if script == "LATIN" else _east_asian(script)
 
 
 def _east_asian(script: str) -> str:
@@ -46,18 +54,16 @@ def _east_asian(script: str) -> str:
     return "CJK" if script in ("CJK", "HIRAGANA", "KATAKANA") else script
 
 
-def _latin(text: str) -> str | None:
-    words = [word.lower() for word in _TOKEN.findall(text[:_SAMPLE_CHARS])]
-    hits = {name: sum(word in small for word in words) for name, small in _SMALL.items()}
-    best, second = sorted(hits, key=hits.__getitem__, reverse=True)[:2]
-    if hits[best] < _MIN_WORDS or hits[best] < 2 * hits[second]:
-        return None
-    return best
+def _latin(words: Sequence[str]) -> str | None:
+    hits = Counter(name for word in words for name in _LANGUAGES.get(word, ()))
+    (best, most), (_, second) = [*hits.most_common(2), ("", 0), ("", 0)][:2]
+    return best if most >= _MIN_WORDS and most >= 2 * second else None
 
 
 def differs(question: str, answer: str) -> bool:
-    asked, told = guess(question), guess(answer)
+    told = guess(answer)  # often too short to tell, or not in words: then the question is not read
+    asked = None if told is None else guess(question)
     if asked is None or told is None:
         return False
-    latin = asked in _SMALL, told in _SMALL
+    latin = asked in _WORDS, told in _WORDS
     return asked != told if latin[0] == latin[1] else True

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -41,11 +42,9 @@ class Gateway:
         self._client = httpx.Client(timeout=20)
 
     def start(self, **options: Any) -> None:
-        config = GatewayConfig(
-            **{"name": "m", "port": 0, "folder": self.folder, "token": TOKEN}
-            | {"replay_token": REPLAY, "idle_timeout_s": 1.0}
-            | options
-        )
+        given: dict[str, Any] = {"name": "m", "port": 0, "folder": self.folder, "token": TOKEN}
+        given |= {"replay_token": REPLAY, "idle_timeout_s": 1.0} | options
+        config = GatewayConfig(**given)
         path = self.folder / "config.json"
         path.write_text(config.model_dump_json())
         ready = self.folder / "gateway.ready.json"
@@ -166,6 +165,19 @@ def test_a_session_stays_and_a_growing_weight_only_adds_sessions(
     assert gateway.tell("POST", "/-/weight", json={"weight": 60}).status_code == 200
     second = on_canary()
     assert first < second
+
+
+def test_without_a_session_the_key_decides(gateway: Gateway, engines: Callable[..., str]) -> None:
+    keys = [f"key-{i}" for i in range(12)]
+    gateway.start(api_keys=[hashlib.sha256(key.encode()).hexdigest() for key in keys])
+    gateway.route(engines(), engines(), weight=50)
+
+    def variant(key: str) -> str:
+        return gateway.ask(Authorization=f"Bearer {key}").headers["x-trainyard-variant"]
+
+    first = [variant(key) for key in keys]
+    assert set(first) == {"champion", "canary"}
+    assert [variant(key) for key in keys] == first
 
 
 def test_a_header_forces_the_variant_and_leaves_the_evidence_alone(
@@ -348,24 +360,33 @@ def test_a_body_of_100_mb_without_a_length_is_cut_short(
     assert gateway.ask().status_code == 200
 
 
-def test_clients_that_send_slowly_hold_up_nobody(
-    gateway: Gateway, engines: Callable[..., str]
-) -> None:
-    gateway.start(body_timeout_s=1.0, max_inflight=1000)
+SLOW_CLIENTS = int(os.environ.get("TRAINYARD_SLOW_CLIENTS", "1500"))
+"""Connections that send nothing more; this process and the gateway need a file for each."""
+
+
+def test_slow_clients_hold_up_nobody(gateway: Gateway, engines: Callable[..., str]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = min(SLOW_CLIENTS, hard - 200)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, count + 200)), hard))
+    gateway.start(body_timeout_s=20.0, max_inflight=count + 10)
     gateway.route(engines())
     host, port = gateway.url.removeprefix("http://").split(":")
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode() + b"{"
-    slow = [socket.create_connection((host, int(port))) for _ in range(300)]
+    slow = []
     try:
-        for connection in slow:
-            connection.sendall(head)
+        for _ in range(count):
+            slow.append(socket.create_connection((host, int(port)), timeout=60))
+            slow[-1].sendall(head)
         assert gateway.ask().status_code == 200
+        assert gateway.process is not None
+        assert psutil.Process(gateway.process.pid).memory_info().rss < (150 + count / 20) * 2**20
         for connection in slow:
-            connection.settimeout(10)
+            connection.settimeout(120)
             assert b" 408 " in connection.recv(100)
     finally:
         for connection in slow:
             connection.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert gateway.ask().status_code == 200
 
 
@@ -516,19 +537,39 @@ def test_copies_are_dropped_under_load(gateway: Gateway, engines: Callable[..., 
     assert "gateway_shadow_dropped_total 4.0" in httpx.get(gateway.admin + "/metrics").text
 
 
-def test_tls_is_spoken_when_a_certificate_is_given(
-    gateway: Gateway, engines: Callable[..., str], tmp_path: Path
-) -> None:
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
     program = shutil.which("openssl")
     if program is None:
         pytest.skip("openssl is needed to make a certificate")
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert, key = folder / "cert.pem", folder / "key.pem"
     command = [program, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
-    command += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-keyout", str(key), "-out", str(cert), "-subj", "/CN=tls"]
+    command += ["-addext", f"subjectAltName={name}"]
     subprocess.run(command, check=True, capture_output=True)
+    return cert, key
+
+
+def test_tls_is_spoken_when_a_certificate_is_given(
+    gateway: Gateway, engines: Callable[..., str], tmp_path: Path
+) -> None:
+    cert, key = certificate(tmp_path, "IP:127.0.0.1")
     gateway.start(tls_cert=cert, tls_key=key)
     gateway.route(engines())
     assert gateway.url.startswith("https://")
     trusted = ssl.create_default_context(cafile=str(cert))
     assert httpx.get(gateway.url + "/health", verify=trusted).status_code == 200
+
+
+def test_a_certificate_that_is_none_is_one_sentence(gateway: Gateway, tmp_path: Path) -> None:
+    config = GatewayConfig(
+        name="m", port=0, folder=tmp_path, token=TOKEN, replay_token=REPLAY,
+        tls_cert=tmp_path / "none.pem", tls_key=tmp_path / "none.pem",
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    program = [sys.executable, "-m", "trainyard.serving.gateway", "--config"]
+    done = subprocess.run(
+        [*program, str(tmp_path / "config.json")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "cannot use certificate" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.services.gateway.test_gateway import certificate
 from tests.services.rollout.test_local import (
     QUICK,
     REPLAY,
@@ -18,7 +19,7 @@ from tests.services.rollout.test_local import (
     version,
 )
 from trainyard import rollout
-from trainyard.recipe.deploy import Ab, AllAtOnce, SloSpec
+from trainyard.recipe.deploy import Ab, AllAtOnce, SloSpec, TlsFiles
 from trainyard.rollout.gateway_target import GatewayTarget
 from trainyard.rollout.state import Store
 
@@ -131,3 +132,16 @@ def test_a_budget_that_burns_in_the_soak_brings_the_former_champion_back(
     deployment = Store(target.folder).deployment()
     assert deployment is not None
     assert deployment.champion.version == old
+
+
+def test_a_rollout_behind_tls_replays_its_prompts(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, "DNS:models.example")
+    spec = SPEC.model_copy(update={"tls": TlsFiles(cert=cert, key=key)})
+    target = local_target(tmp_path / "home", spec)
+    try:
+        rollout.run(target, version(tmp_path, "aaaaaaaa"), spec=spec)
+        assert target.endpoint().startswith("https://")
+        done = rollout.run(target, version(tmp_path, "bbbbbbbb"), spec=spec, replay=REPLAY)
+        assert done.promoted, done.state.reason
+    finally:
+        target.down()
