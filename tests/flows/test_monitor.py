@@ -197,7 +197,7 @@ def test_a_burning_error_budget_brings_the_former_champion_back(
 
 def test_drift_asks_for_a_release_once_in_a_cooldown(place: Place, told: list[Say]) -> None:
     with get_client(sync_client=True) as client:
-        client.create_deployment(client.create_flow(release), "m")
+        deployment = client.create_deployment(client.create_flow(release), "m")
         name = DeploymentFilter(name=DeploymentFilterName(any_=["m"]))
 
         def runs() -> list[Any]:
@@ -227,4 +227,5 @@ def test_drift_asks_for_a_release_once_in_a_cooldown(place: Place, told: list[Sa
         path.write_text("\n".join(r for r in rows if '"done"' not in r or "alert" in r) + "\n")
         assert place.look().actions[-1].status == "done"
         assert len(runs()) == 1
+        client.delete_deployment(deployment)
     assert len(told) == 1

@@ -31,7 +31,7 @@ LEAST = 30
 FOLDS = 5
 WORDS = 2000
 _TOLD = 8
-_DIGIT = re.compile(r"\d")
+_NUMBER = re.compile(r"\d+")
 _TOKEN = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W\u3040-\u30ff\u4e00-\u9fff]+")
 
 
@@ -147,8 +147,8 @@ def gram_counts(texts: Sequence[str]) -> Any:
 
 
 def plain(text: str) -> str:
-    """The beginning in lower case, each digit a 0: order numbers rise without drift."""
-    return _DIGIT.sub("0", text[:CHARS].lower())
+    """The beginning in lower case, each number a 0: order numbers rise without drift."""
+    return _NUMBER.sub("0", text[:CHARS].lower())
 
 
 def tf_idf(counts: Any) -> Any:

@@ -18,6 +18,10 @@ class JudgedSpec(Frozen):
     """A suite of kind pairwise in `evaluate`: its jurors, rubric, criteria and `max_cost_usd`,
     which is here the most that one rollout may cost."""
 
+    min_pairs: PositiveInt = 30
+    """Pairs with a verdict without which no step ends well. Held-out prompts are replayed for them,
+    unless `replay` is off."""
+
     max_pairs: PositiveInt = 100
     """Most pairs that are judged in one rollout, each in both orders."""
 
@@ -26,6 +30,14 @@ class JudgedSpec(Frozen):
 
     alpha: PositiveFraction = 0.01
     """Chance to abort, on this account alone, a candidate whose win rate is within the margin."""
+
+    @model_validator(mode="after")
+    def _most_holds_the_least(self) -> Self:
+        if self.max_pairs < self.min_pairs:
+            raise ValueError(
+                f"max_pairs ({self.max_pairs}) must be at least min_pairs ({self.min_pairs})"
+            )
+        return self
 
 
 class Evidence(Frozen):

@@ -1,13 +1,14 @@
 """A candidate whose answers jurors like less goes back: real gateway, real HTTP, scripted juror."""
 
+import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.services.evaluation.test_judge import blocks, fair
 from tests.services.rollout.test_local import REPLAY, SPEC, local_target, version
@@ -20,7 +21,7 @@ from trainyard.rollout.gateway_target import GatewayTarget
 from trainyard.rollout.pairs import Pair
 
 QUICK = {"min_requests": 8, "requests": 150, "margin": 0.3, "look_s": 0.2, "latency_tolerance": 5,
-         "judged": {"suite": "duel", "max_pairs": 40}}  # fmt: skip
+         "judged": {"suite": "duel", "min_pairs": 30, "max_pairs": 40}}  # fmt: skip
 
 
 def job(home: Path, url: str, **juror: Any) -> Job:
@@ -38,27 +39,26 @@ def judged(home: Path, strategy: Any) -> GatewayTarget:
     return local_target(home, SPEC.model_copy(update={"strategy": strategy}))
 
 
-@pytest.fixture
-def users() -> Iterator[Callable[[GatewayTarget], None]]:
-    """Sends requests until the test ends."""
-    stop, threads = threading.Event(), list[threading.Thread]()
+@contextmanager
+def users(target: GatewayTarget) -> Iterator[None]:
+    """Send requests meanwhile."""
+    stop = threading.Event()
 
-    def start(target: GatewayTarget) -> None:
-        def use() -> None:
-            with httpx.Client(base_url=target.endpoint(), trust_env=False, timeout=30) as client:
-                for i in range(100_000):
-                    text = f"live question {i} of jo@example.com"
-                    body = {"messages": [{"role": "user", "content": text}]}
-                    client.post("/v1/chat/completions", json=body)
-                    if stop.wait(0.02):
-                        return
+    def use() -> None:
+        with httpx.Client(base_url=target.endpoint(), trust_env=False, timeout=60) as client:
+            for i in itertools.count():
+                text = f"live question {i} of jo@example.com"
+                body = {"messages": [{"role": "user", "content": text}]}
+                client.post("/v1/chat/completions", json=body)
+                if stop.wait(0.02):
+                    return
 
-        threads.append(threading.Thread(target=use))
-        threads[-1].start()
-
-    yield start
-    stop.set()
-    for thread in threads:
+    thread = threading.Thread(target=use)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
         thread.join()
 
 
@@ -95,7 +95,7 @@ def test_replayed_pairs_send_back_what_jurors_like_less(
 
 
 def test_copied_pairs_are_redacted_and_an_equal_candidate_is_promoted(
-    tmp_path: Path, openai_server: Any, chat: Any, users: Callable[[GatewayTarget], None]
+    tmp_path: Path, openai_server: Any, chat: Any
 ) -> None:
     server = openai_server(fair(chat))
     strategy = BlueGreen(shadow_pct=100, replay=False, **{**QUICK, "requests": 60})
@@ -103,13 +103,13 @@ def test_copied_pairs_are_redacted_and_an_equal_candidate_is_promoted(
     target = judged(tmp_path / "home", strategy)
     try:
         assert rollout.run(target, version(tmp_path, "aaaaaaaa", answer="right"), spec=spec)
-        users(target)
         judge = judge_of(job(tmp_path, server.url), "duel")
-        done = roll(target, spec, tmp_path, judge, answer="right as well")
+        with users(target):
+            done = roll(target, spec, tmp_path, judge, answer="right as well")
         assert done.promoted, done.state.reason
         shadow = next(step for step in done.state.done if step.step == "shadow")
         assert "judged pairs" in shadow.reason
-        assert done.state.judged.n > 0
+        assert done.state.judged.n >= 30
         rows = [json.loads(row) for row in (target.folder / "pairs.jsonl").read_text().splitlines()]
         assert {row["variant"] for row in rows} == {"champion", "canary"}
         assert all("<email>" in row["messages"][0]["content"] for row in rows)

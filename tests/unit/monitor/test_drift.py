@@ -130,7 +130,7 @@ def test_odd_texts_are_texts(odd: Sequence[str]) -> None:
 
 
 def test_numbers_that_rise_are_no_drift() -> None:
-    one, other = ([f"where is order {n + i}" for i in range(50)] for n in (1000, 8000))
+    one, other = ([f"where is order {n + i}" for i in range(50)] for n in (0, 8000))
     assert drift.mmd_test(one, other).p == 1.0
 
 

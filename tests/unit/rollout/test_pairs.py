@@ -16,7 +16,7 @@ from trainyard.rollout import pairs
 from trainyard.rollout.pairs import Bench, Judged, Pair
 from trainyard.rollout.verdict import Verdict
 
-SPEC = JudgedSpec(suite="duel", margin=0.1, max_pairs=20)
+SPEC = JudgedSpec(suite="duel", margin=0.1, min_pairs=10, max_pairs=20)
 FINE = Verdict(decision="go_on", reason="no breach", e_value=1.0)
 
 
@@ -35,9 +35,15 @@ def test_one_that_loses_most_pairs_is_aborted_with_its_figures() -> None:
     assert found.samples == ("r20", "r21", "r22", "r23", "r24")
 
 
-@pytest.mark.parametrize("shares", [[], [None] * 50, [0.5] * 200, [1.0] * 50])
-def test_ties_wins_and_lost_calls_abort_nobody(shares: list[float | None]) -> None:
-    assert pairs.hold(FINE, judged(shares), SPEC).decision == "go_on"
+@pytest.mark.parametrize(
+    ("shares", "decision"),
+    [([0.5] * 200, "go_on"), ([1.0] * 50, "go_on"), ([1.0] * 9, "wait"), ([], "wait"),
+     ([None] * 50, "wait")],
+)  # fmt: skip
+def test_ties_and_wins_go_on_and_too_few_verdicts_wait(
+    shares: list[float | None], decision: str
+) -> None:
+    assert pairs.hold(FINE, judged(shares), SPEC).decision == decision
 
 
 def test_an_abort_of_another_kind_keeps_its_reason_first() -> None:
@@ -100,7 +106,7 @@ def test_no_more_pairs_are_judged_than_are_paid_for(tmp_path: Path) -> None:
     assert len(state.asked) == len(asked) == len(set(asked)) == SPEC.max_pairs
 
 
-def test_a_juror_that_is_away_ends_no_rollout(tmp_path: Path) -> None:
+def test_a_juror_that_is_away_is_waited_for_and_no_error(tmp_path: Path) -> None:
     write(tmp_path, [row(0, "new", "x"), row(0, "old", "y")])
 
     def judge(batch: Sequence[Pair]) -> list[float]:
@@ -108,7 +114,7 @@ def test_a_juror_that_is_away_ends_no_rollout(tmp_path: Path) -> None:
 
     state = settle(Bench(judge, SPEC, tmp_path, ("new", "old")), Judged(), 1)
     assert (len(state.asked), state.n) == (1, 0)
-    assert pairs.hold(FINE, state, SPEC).decision == "go_on"
+    assert pairs.hold(FINE, state, SPEC).decision == "wait"
 
 
 def test_a_suite_that_is_not_pairwise_is_refused() -> None:
