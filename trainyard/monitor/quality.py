@@ -24,7 +24,6 @@ from trainyard.recipe.base import Frozen
 from trainyard.recipe.evaluate import RubricSuite, TaskSuite
 from trainyard.recipe.monitor import JudgeSampleSpec, LabelledSpec
 from trainyard.rollout.gateway_client import verifies
-from trainyard.rollout.gateway_client import verifies
 from trainyard.rollout.target import Target
 
 AT_ONCE = 4

@@ -28,7 +28,6 @@ from trainyard.release.champion import Champion, find_champion
 from trainyard.release.data import previous_of
 from trainyard.rollout import Target, looks
 from trainyard.rollout.gateway_client import verifies
-from trainyard.rollout.gateway_client import verifies
 from trainyard.rollout.state import ACTIVE, Deployment, Store
 from trainyard.run import Summary
 
