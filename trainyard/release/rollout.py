@@ -18,6 +18,7 @@ from trainyard.release.job import Job
 from trainyard.release.judged import judge_of
 from trainyard.release.version import Registered
 from trainyard.rollout import Probe, Rollout, ServedVersion, StepRecord
+from trainyard.rollout.looks import noted
 
 REPLAYED = 200
 PROBE = "probe.json"
@@ -81,7 +82,8 @@ def end(
     state = controlled.state
     record = {"phase": state.phase, "reason": f"{registered.served_name}: {state.phase}"}
     steps = [step.model_dump(mode="json") for step in state.done]
-    files.write_json(job.folder / "rollout.json", record | {"steps": steps})
+    seen = {"looks": noted(controlled.target.folder, state.id), "alpha": controlled.alpha}
+    files.write_json(job.folder / "rollout.json", record | seen | {"steps": steps})
     if state.phase != "done":
         raise Refused(
             f"the rollout of {registered.served_name} ended {state.phase}: {state.reason}"

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from trainyard import files
 from trainyard.report import judges, slices
 from trainyard.report.plots import forest_plot, line_chart
+from trainyard.report.rollouts import rollout_chart
 from trainyard.run import Summary
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -48,6 +49,8 @@ def write(folder: Path, summary: Summary) -> Path:
 def _content(folder: Path, summary: Summary) -> dict[str, Any]:
     recipe, decision = _read(folder / "recipe.json"), _read(folder / "gate.json")
     curve = loss_points(folder / "train" / "metrics.jsonl")
+    rolled = _read(folder / "rollout.json")
+    looks = rolled.get("looks", []) if rolled else []
     return {
         "summary": summary,
         "label": LABELS.get(summary.verdict or "", "did not finish"),
@@ -64,7 +67,8 @@ def _content(folder: Path, summary: Summary) -> dict[str, Any]:
         "slices": slices.table(folder / "evaluation" / "scores.jsonl"),
         "judges": judges.table(_read(folder / "evaluation" / "evaluation.json")),
         "answers": examples(folder / "evaluation" / "answers.jsonl"),
-        "rollout": _read(folder / "rollout.json"),
+        "rollout": rolled,
+        "rollout_chart": Markup(rollout_chart(looks, rolled["alpha"])) if len(looks) > 1 else "",
         "lineage": _read(folder / "lineage.json"),
     }
 

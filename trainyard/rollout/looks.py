@@ -1,6 +1,7 @@
 """Looks at the evidence: the gateway's records become outcomes, blocks and a verdict."""
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -220,7 +221,7 @@ class Watch:
 
 
 def note(folder: Path, state: State, arms: dict[str, Arm], found: Verdict) -> None:
-    """Append one look to looks.jsonl, for reports."""
+    """Append one look to looks.jsonl, for reports; in the soak there is no champion beside."""
     row = {
         "at": time.time(),
         "rollout": state.id,
@@ -232,3 +233,17 @@ def note(folder: Path, state: State, arms: dict[str, Arm], found: Verdict) -> No
     }
     with (folder / "looks.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+
+
+MOST_SHOWN = 400
+
+
+def noted(folder: Path, rollout: str) -> list[dict[str, Any]]:
+    """Looks of one rollout, oldest first: at most 400, evenly spaced, and the last."""
+    path = folder / "looks.jsonl"
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    mine = [row for row in rows if row["rollout"] == rollout]
+    every = max(1, math.ceil(len(mine) / MOST_SHOWN))
+    return mine[::-1][::every][::-1]

@@ -8,7 +8,7 @@ from trainyard.rollout import looks, slo
 from trainyard.rollout.slo import Look
 from trainyard.rollout.state import Arm, State
 from trainyard.rollout.target import Target
-from trainyard.rollout.verdict import CONSECUTIVE, Evidence, Outcome
+from trainyard.rollout.verdict import CONSECUTIVE, Evidence, Outcome, Verdict
 
 _MARGIN, _ALPHA, _LOOK_S = 0.02, 0.01, 5.0
 
@@ -81,6 +81,14 @@ class Soak:
     @property
     def _bad(self) -> int:
         return sum(o.failed or bool(o.flags) for o in self._seen)
+
+    def verdict(self, why: str | None) -> Verdict:
+        """The look just taken, for the record."""
+        return Verdict(
+            decision="abort" if why else "wait",
+            reason=why or self.summary(),
+            e_value=math.exp(min(600.0, self._log_e)),
+        )
 
     def summary(self) -> str:
         return f"{self._bad} of {len(self._seen)} answers failed or were bad in the soak"

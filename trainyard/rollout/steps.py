@@ -83,6 +83,12 @@ class Rollout:
         )
 
     @property
+    def alpha(self) -> float | None:
+        """An e-value past 1 / alpha aborts; None for a strategy that compares nothing."""
+        strategy = self._strategy()
+        return strategy.alpha if strategy else None
+
+    @property
     def promoted(self) -> bool:
         return self.state.phase == "done"
 
@@ -284,6 +290,7 @@ class Rollout:
         while True:
             self._obey()
             why = watch.breach(time.time())
+            looks.note(self.target.folder, self.state, {"canary": watch.arm()}, watch.verdict(why))
             if why is not None:
                 raise Aborted(why)
             if time.monotonic() >= end:
