@@ -37,7 +37,7 @@ class Situation(Frozen):
     version: str
     """Digest of the champion."""
 
-    can_roll_back: str = ""
+    no_way_back: str = ""
     """Why the former champion cannot be put back; empty when it can."""
 
     releasing: str | None = None
@@ -59,7 +59,7 @@ def decide(
     actions: list[Action] = []
     back = [f for f in calling if f.then == "rollback"]
     if back:
-        held = situation.can_roll_back
+        held = situation.no_way_back
         actions.append(_action("rollback", back, situation, now, held))
     going_back = any(action.status == "intended" for action in actions)
     again = [f for f in calling if f.then == "release"]

@@ -119,7 +119,8 @@ def look(
             files.write_json(path, memory.model_dump(mode="json"))
             append(folder / "looks.jsonl", made)
             for action in actions:
-                append(folder / "actions.jsonl", action)
+                if action.status == "intended":
+                    append(folder / "actions.jsonl", action)
     return made
 
 
@@ -152,7 +153,8 @@ def _checked(
     recipe: Recipe, home: Path, where: Environment, memory: Memory, now: float
 ) -> tuple[list[Finding], Memory, Situation]:
     place = where.home(home)
-    target = rollout.open_target(where.deploy_of(recipe.deploy), recipe.name, place)
+    spec = where.deploy_of(recipe.deploy)
+    target = rollout.open_target(spec, recipe.name, place)
     store = Store(target.folder)
     deployment = store.deployment()
     if deployment is None:
@@ -164,7 +166,7 @@ def _checked(
     if memory.traffic.version != version:
         memory = Memory(traffic=Traffic(version=version))
     found = [_served(recipe, home, where, target, deployment, rolling=rolling)]
-    memory, heard = _heard(recipe, target, memory, now)
+    memory, heard = _heard(recipe, spec.slo or SloSpec(), target, memory, now)
     found += heard
     champion = _champion(recipe, home) if _needs_champion(recipe) else None
     rows = questions.logged(target.folder, version)
@@ -186,7 +188,7 @@ def _situation(
     return Situation(
         model=recipe.name,
         version=deployment.champion.version.digest,
-        can_roll_back=cannot,
+        no_way_back=cannot,
         releasing=_releasing(home, recipe.name),
     )
 
@@ -251,11 +253,10 @@ def _ask(target: Target, deployment: Deployment) -> str:
 
 
 def _heard(
-    recipe: Recipe, target: Target, memory: Memory, now: float
+    recipe: Recipe, objectives: SloSpec, target: Target, memory: Memory, now: float
 ) -> tuple[Memory, list[Finding]]:
     """Error budgets and feedback, from the records since the last look."""
-    spec, objectives = recipe.monitor, recipe.deploy.slo or SloSpec()
-    old = memory.traffic
+    spec, old = recipe.monitor, memory.traffic
     try:
         lost = max(0, target.observe(old.cursor).lost) if old.boot else 0
         boot, cursor, records = looks.read(target, old.boot, old.cursor)

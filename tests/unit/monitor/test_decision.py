@@ -98,9 +98,9 @@ def test_a_burning_budget_goes_back_and_asks_for_nothing_meanwhile() -> None:
 
 
 def test_without_a_former_champion_it_only_rings() -> None:
-    here = HERE.model_copy(update={"can_roll_back": "there is no former champion"})
+    here = HERE.model_copy(update={"no_way_back": "there is no former champion"})
     found = run([BURN], here=here)
-    assert (found["rollback"].status, found["rollback"].outcome) == ("held", here.can_roll_back)
+    assert (found["rollback"].status, found["rollback"].outcome) == ("held", here.no_way_back)
     assert found["alert"].status == "intended"
 
 
