@@ -52,7 +52,8 @@ def of(recipe: Recipe, home: Path, checked: Checked | None) -> Needs:
     if config is None:
         return Needs(None, None, {"free_gib": round(free, 1)}, [], notes)
     factor = _correction(recipe, home, notes)
-    need = replace(estimate(config, recipe.train), correction=factor)
+    processes = max(1, recipe.resources.gpus)
+    need = replace(estimate(config, recipe.train, processes=processes), correction=factor)
     available = _available(recipe)
     found = fit(need, available) if available else None
     too_large = found is not None and found.verdict == "too large"

@@ -4,6 +4,7 @@
 one and scores the version's parity probes with both.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -23,8 +24,8 @@ from trainyard.recipe.base import Frozen
 from trainyard.recipe.evaluate import ParitySpec
 from trainyard.version import ADAPTER
 
-Kind = Literal["merged", "int8", "nf4", "gguf"]
-KINDS: tuple[Kind, ...] = ("merged", "int8", "nf4", "gguf")
+Kind = Literal["merged", "int8", "nf4", "torchao-int8", "gguf"]
+KINDS: tuple[Kind, ...] = ("merged", "int8", "nf4", "torchao-int8", "gguf")
 FILE = "export.json"
 GGUF = "convert_hf_to_gguf.py"
 """llama.cpp's converter, where it is on the PATH."""
@@ -73,6 +74,8 @@ def export(version: Path, kind: Kind, out: Path, home: Path) -> Exported:
             f"{facts.base_model.ref} is {base.digest[:12]} by now, and the version was trained on "
             f"{facts.base_model.digest[:12]}: restore those weights"
         )
+    if kind == "torchao-int8" and importlib.util.find_spec("torchao") is None:
+        raise InputError("torchao is not installed: pip install torchao, or export as int8")
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

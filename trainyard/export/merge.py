@@ -3,7 +3,8 @@
 Of a version that is a whole model (`method: full`), that model.
 
 Always from the base's own weights, never from a 4-bit copy: what NF4 has rounded away would be
-merged in. `nf4` and `int8` quantise the merged model (bitsandbytes).
+merged in. `nf4` and `int8` quantise the merged model by bitsandbytes, `torchao-int8` by torchao;
+torchao's 4 bits need a GPU and its mslk kernels, and are not offered.
 """
 
 import json
@@ -18,7 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from trainyard.training.plain import nf4
 
@@ -50,7 +51,13 @@ def merge(base: Path, adapter: Path, out: Path) -> None:
 
 
 def quantise(folder: Path, kind: str, out: Path) -> None:
-    config = BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else nf4(torch.bfloat16)
+    config: Any
+    if kind == "torchao-int8":
+        from torchao.quantization import Int8WeightOnlyConfig  # noqa: PLC0415  (an extra)
+
+        config = TorchAoConfig(Int8WeightOnlyConfig())
+    else:
+        config = BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else nf4(torch.bfloat16)
     where = {"": 0} if torch.cuda.is_available() else "cpu"
     model = load(folder, quantization_config=config, device_map=where)
     model.save_pretrained(out, safe_serialization=True)

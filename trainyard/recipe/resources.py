@@ -25,7 +25,8 @@ Card = Literal["T4", "L4", "A10", "RTX-4090", "A100-40", "L40S", "A100-80", "H10
 
 class ResourcesSpec(Frozen):
     gpus: Annotated[int, Field(ge=0, le=8)] = 0
-    """GPUs of one machine, each with the whole model (data parallel); 0 trains on the CPU."""
+    """GPUs of one machine, which share the rows of a batch, and by `train.sharding` the model too;
+    0 trains on the CPU."""
 
     gpu: Card | None = None
     """Which card, for the memory plan. Without it, and without `gpu_gib`, memory is not planned."""

@@ -157,6 +157,12 @@ class TrainSpec(Frozen):
     max_seq_len: PositiveInt = 2048
     """Longest training row, in tokens; longer rows are an error, never cut."""
 
+    sharding: Literal["ddp", "fsdp2", "zero3"] = "ddp"
+    """How `resources.gpus` above 1 share the work. `ddp`: each has the whole model. `fsdp2` (torch)
+    and `zero3` (DeepSpeed, to be installed) divide its 32-bit weights, gradients and moments among
+    them, for `method: lora` or `full` by `backend: trl`; those two have only been rendered and
+    parsed, never run: no machine with two GPUs was at hand."""
+
     packing: bool = False
     """Lay the rows of a forward pass end to end instead of padding them to the longest. Each row
     sees only itself: before the first step, the loss of packed rows must be the sum of their own,
@@ -266,6 +272,22 @@ class TrainSpec(Frozen):
         if self.objective == "kto" and self.device_batch_size < 2:
             raise ValueError(
                 "objective kto compares rows within device_batch_size: set it to 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sharding_is_of_whole_weights(self) -> "TrainSpec":
+        if self.sharding == "ddp":
+            return self
+        if self.method == "qlora" or self.backend != "trl" or self.objective != "sft":
+            raise ValueError(
+                f"sharding {self.sharding} divides 32-bit weights in sft by backend: trl: set "
+                "method: lora or full and backend: trl, or sharding: ddp"
+            )
+        if self.eval_every:
+            raise ValueError(
+                f"eval_every keeps the best weights, which sharding {self.sharding} has in pieces: "
+                "leave it 0, or set sharding: ddp"
             )
         return self
 

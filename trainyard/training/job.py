@@ -97,6 +97,11 @@ class JobFile(Frozen):
     """Digests that a checkpoint must share to be continued: see `identity_of`."""
 
     @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of the weights only."""
+        return self.job.world_size > 1 and self.job.spec.sharding != "ddp"
+
+    @property
     def grad_accum_steps(self) -> int:
         return self.job.spec.batch_size // (self.device_batch_size * self.job.world_size)
 

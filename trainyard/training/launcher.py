@@ -96,6 +96,10 @@ def _check(job: TrainJob, backend: Backend) -> None:
     spec, world = job.spec, job.world_size
     if backend == "unsloth":
         check_unsloth()
+    if spec.sharding == "zero3" and world > 1 and not _installed("deepspeed"):
+        raise InputError("sharding: zero3 needs DeepSpeed: pip install deepspeed, or set fsdp2")
+    if spec.sharding != "ddp" and not job.gpus and world > 1:
+        raise InputError(f"sharding {spec.sharding} divides a model among GPUs: set sharding: ddp")
     if backend == "trl" and spec.activation_checkpointing == "offload":
         raise InputError("activation_checkpointing: offload needs Unsloth, which is not installed")
     if backend != "command" and not job.gpus and spec.optimizer != "adamw":

@@ -120,6 +120,7 @@ class MemoryEstimate:
     device_batch_size: int
     shape: Shape
     train: TrainSpec
+    processes: int = 1
     correction: float = 1.0
     """What measurements of the same kind say of the formula: `training.estimates`."""
 
@@ -137,6 +138,7 @@ def estimate(
     tokens: int | None = None,
     loss: Loss = "fused",
     embeddings_in_32_bits: bool = False,
+    processes: int = 1,
 ) -> MemoryEstimate:
     """Estimate the peak of a training step.
 
@@ -153,16 +155,20 @@ def estimate(
     embedding = 4 if embeddings_in_32_bits else _width(train)
     norms = 2 * shape.layers * shape.hidden * 4
     trained = trained_weights(shape, train)
+    parts = processes if train.sharding != "ddp" else 1
+    if parts > 1 and train.method != "full":
+        per_weight = embedding = 4  # FSDP shards weights of one type only
     return MemoryEstimate(
-        weights=(shape.linear * per_weight + shape.embeddings * embedding + norms) / GIB,
-        adapters=trained * 8 / GIB,
-        optimizer=trained * (8 if train.optimizer == "adamw" else 2) / GIB,
+        weights=(shape.linear * per_weight + shape.embeddings * embedding + norms) / parts / GIB,
+        adapters=trained * 8 / parts / GIB,
+        optimizer=trained * (8 if train.optimizer == "adamw" else 2) / parts / GIB,
         activations=max(_activations(shape, train, positions), _cache(shape, train, length)) / GIB,
         logits=_logits(shape, positions, loss) / GIB,
         overhead=CUDA_GIB,
         device_batch_size=rows,
         shape=shape,
         train=train,
+        processes=processes,
     )
 
 
@@ -240,7 +246,8 @@ def _largest_rows(need: MemoryEstimate, gpu_gib: float) -> int | None:
 
 
 def _again(need: MemoryEstimate, train: TrainSpec, rows: int) -> MemoryEstimate:
-    return replace(estimate(need.shape, train, rows=rows), correction=need.correction)
+    again = estimate(need.shape, train, rows=rows, processes=need.processes)
+    return replace(again, correction=need.correction)
 
 
 def _cheapest(need: MemoryEstimate, gpu_gib: float, p99_tokens: int | None) -> list[str] | None:

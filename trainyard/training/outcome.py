@@ -18,7 +18,13 @@ from trainyard.training.trainer import JobTrainer, rss_gib
 CONFIGS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def write_adapter(model: Any, template: Template, job: TrainJob, folder: Path) -> None:
+def write_adapter(
+    model: Any,
+    template: Template,
+    job: TrainJob,
+    folder: Path,
+    whole: weights.Tensors | None = None,
+) -> None:
     """Write `adapter/`: trained weights and the base's tokenizer, nothing of this machine in it.
 
     Of `method: full` the weights are the whole model, in the base's own type.
@@ -29,9 +35,12 @@ def write_adapter(model: Any, template: Template, job: TrainJob, folder: Path) -
     if job.spec.method == "full":
         known = read_json(job.base_model / "config.json")
         name = known.get("dtype") or known.get("torch_dtype") or "float32"
-        model.to(getattr(torch, name))
+        if whole is None:
+            model.to(getattr(torch, name))
+        else:
+            whole = {key: value.to(getattr(torch, name)) for key, value in whole.items()}
         model.config._name_or_path = job.base_ref
-    weights.save(model, part)
+    weights.save(model, part, whole)
     (part / "README.md").unlink(missing_ok=True)
     if job.spec.method != "full":
         _settle(part / "adapter_config.json", job.base_ref)

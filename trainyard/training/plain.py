@@ -16,12 +16,12 @@ from trainyard.training.job import JobFile
 def load_model(file: JobFile) -> Any:
     """Return the PEFT model; rank, scale and layers are the recipe's. `full`: the base itself."""
     job, spec = file.job, file.job.spec
-    narrow = arithmetic(file) == "bf16" and spec.method != "full"
+    narrow = arithmetic(file) == "bf16" and spec.method != "full" and not file.sharded
     dtype = torch.bfloat16 if narrow else torch.float32
     base = AutoModelForCausalLM.from_pretrained(
         job.base_model,
         dtype=dtype,
-        device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if job.gpus else "cpu",
+        device_map=_place(file),
         quantization_config=nf4(dtype) if spec.method == "qlora" else None,
         trust_remote_code=job.trust_remote_code,
         use_safetensors=True,
@@ -44,6 +44,12 @@ def load_model(file: JobFile) -> Any:
     )
     torch.manual_seed(spec.seed)
     return get_peft_model(base, adapter)
+
+
+def _place(file: JobFile) -> Any:
+    if not file.job.gpus or file.sharded:  # accelerate gives each process its part
+        return "cpu"
+    return {"": int(os.environ.get("LOCAL_RANK", "0"))}
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -124,6 +124,8 @@ def run(load: Load, backend: str, folder: Path, journal: Journal) -> int:
     if watch.stop and trainer.state.global_step < trainer.state.max_steps:
         journal.ended("stopped", "SIGTERM: a checkpoint was written", trainer.state.global_step)
         return contract.STOPPED
+    # every process has to take part in putting the pieces together
+    whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if file.sharded else None
     if trainer.is_world_process_zero():
         measured: dict[str, Any] = {"precision": arithmetic(file), "self_checks": checks}
         if "longest_step_gib" in checks:
@@ -131,7 +133,7 @@ def run(load: Load, backend: str, folder: Path, journal: Journal) -> int:
         if validation is not None:
             validation.restore_best(trainer.model)
             measured |= validation.summary()
-        write_adapter(trainer.model, template, job, folder)
+        write_adapter(trainer.model, template, job, folder, whole)
         write_result(folder, trainer, backend, measured)
     return 0
 

@@ -37,6 +37,8 @@ def all_checks(
         found["rewards"] = rewards.check(file.job.spec.grpo.rewards, rows[:8])
         return found | {"saved_tensors": save_and_load(trainer.model)}
     turns_end(rows, template, trainer.data_collator)
+    if file.sharded:  # gradients need the whole model on one device
+        return found | {"saved_tensors": save_and_load(trainer.model)}
     with undisturbed(trainer.model):
         short = sorted(rows, key=lambda row: len(row["input_ids"]))[:8]
         batch = trainer.data_collator(short)

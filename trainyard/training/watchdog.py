@@ -17,6 +17,7 @@ from typing import Any
 from trainyard import slots
 from trainyard.files import write_json
 from trainyard.process import die_with_parent, record
+from trainyard.training import distributed
 from trainyard.training import job as contract
 from trainyard.training.job import JobFile
 
@@ -139,8 +140,7 @@ def command_of(file: JobFile, folder: Path) -> list[str]:
     program = ["-m", f"trainyard.training.{file.backend}", str(folder)]
     if file.job.world_size == 1:
         return [sys.executable, *program]
-    workers = ["--standalone", "--nproc-per-node", str(file.job.world_size)]
-    return [sys.executable, "-m", "torch.distributed.run", *workers, *program]
+    return distributed.command_of(file, folder, program)
 
 
 def environment_of(file: JobFile, folder: Path) -> dict[str, str]:

@@ -16,9 +16,12 @@ def trained(model: Any) -> Tensors:
     return get_peft_model_state_dict(model) if adapter else model.state_dict()
 
 
-def save(model: Any, folder: Path) -> None:
-    adapter = {"selected_adapters": ["default"]} if isinstance(model, PeftModel) else {}
-    model.save_pretrained(str(folder), safe_serialization=True, **adapter)
+def save(model: Any, folder: Path, whole: Tensors | None = None) -> None:
+    """Write what was trained; `whole` is the model's state where each process has a part of it."""
+    more: dict[str, Any] = {} if whole is None else {"state_dict": whole}
+    if isinstance(model, PeftModel):
+        more["selected_adapters"] = ["default"]
+    model.save_pretrained(str(folder), safe_serialization=True, **more)
 
 
 def read(folder: Path) -> Tensors:

@@ -11,7 +11,7 @@ from tests.services.registry.test_registration import facts
 from tests.services.serving.adapters import BASE, write_adapter
 from trainyard import base_model
 from trainyard.errors import InputError, Refused
-from trainyard.export import export
+from trainyard.export import Kind, export
 from trainyard.lineage import BaseModelFacts
 from trainyard.parity.record import Parity, Probe
 
@@ -82,8 +82,11 @@ def test_a_merge_that_went_wrong_is_refused_and_leaves_nothing(
     assert not list(tmp_path.glob(".out*"))
 
 
-def test_a_quantised_export_is_a_model_of_its_own(version: Path, tmp_path: Path) -> None:
-    made = export(version, "nf4", tmp_path / "out", tmp_path)
+@pytest.mark.parametrize("kind", ["nf4", "torchao-int8"])
+def test_a_quantised_export_is_a_model_of_its_own(
+    version: Path, tmp_path: Path, kind: Kind
+) -> None:
+    made = export(version, kind, tmp_path / "out", tmp_path)
     assert not made.gated
     assert made.steps[0].gap is not None
     assert made.steps[0].gap > 0.001

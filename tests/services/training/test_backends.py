@@ -47,6 +47,8 @@ def test_nf4_qlora_learns_and_leaves_a_whole_adapter(backend, reference):
     assert losses[-1] < losses[0] - 0.5
     assert result.backend == backend
     assert result.details["self_checks"]["quantised_layers"] == LINEAR
+    assert 0 < result.details["self_checks"]["longest_step_gib"] < 8
+    assert 0 < result.details["estimated_gib"] < 8
     assert result.digest == digest_tree(result.adapter)
     assert {p.name for p in result.adapter.iterdir()} == {
         "adapter_config.json",
@@ -92,13 +94,6 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
         [line["loss"] for line in read_metrics(f / "metrics.jsonl")] for f in (folder, tmp_path)
     ]
     assert losses[0] == losses[1]
-
-
-def test_two_threads_leave_the_same_bytes_each_time(make_job, tmp_path):
-    job = make_job(backend="trl", threads=2, max_steps=3)
-    one, other = (launch(job, tmp_path / name) for name in ("one", "other"))
-    assert one.digest == other.digest
-    assert one.details["threads"] == 2
 
 
 def test_when_the_launcher_is_killed_nothing_runs_on_and_the_next_one_goes_on(reference, tmp_path):

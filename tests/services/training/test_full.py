@@ -1,4 +1,7 @@
-"""Every weight is trained, on a machine that vanishes, and the model is served beside its base."""
+"""Every weight is trained, on a machine that vanishes, and the model is served beside its base.
+
+Two threads: what another machine ends with is equal byte by byte at any fixed number of them.
+"""
 
 import os
 import shutil
@@ -32,7 +35,7 @@ class MachineGone(Exception):
 
 @pytest.fixture(scope="module")
 def job(plain_job) -> TrainJob:
-    return plain_job(method="full", learning_rate=5e-4, max_steps=8)
+    return plain_job(method="full", learning_rate=5e-4, max_steps=8, threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +90,7 @@ def test_another_machine_goes_on_from_the_copies_in_the_archive(job, full, store
     result = launch(job, other, mirror=Mirror(store, "run"))
     assert result.attempts[0]["from_step"] >= 2
     assert result.digest == full[1].digest
+    assert result.details["threads"] == full[1].details["threads"] == 2
     assert result.tokens == full[1].tokens
     assert result.details["best_step"] == full[1].details["best_step"]
     assert storage.list_checkpoints(store, "run") == []
