@@ -165,6 +165,7 @@ def test_healthy_does_nothing_and_what_is_missing_is_not_healthy(
     gone = place.look()
     assert found(gone, "served").health == "INCONCLUSIVE"
     assert "no gateway runs" in found(gone, "served").reason
+    assert not (place.target.folder / "gateway.json").exists(), "a look starts nothing"
 
 
 def _other(place: Place) -> str:

@@ -154,7 +154,8 @@ def _checked(
 ) -> tuple[list[Finding], Memory, Situation]:
     place = where.home(home)
     spec = where.deploy_of(recipe.deploy)
-    target = rollout.open_target(spec, recipe.name, place)
+    # as it was deployed: another spec would have the gateway started anew
+    target = rollout.recorded_target(place, recipe.name)
     store = Store(target.folder)
     deployment = store.deployment()
     if deployment is None:
@@ -258,6 +259,7 @@ def _heard(
     """Error budgets and feedback, from the records since the last look."""
     spec, old = recipe.monitor, memory.traffic
     try:
+        target.endpoint()  # raises where no gateway runs: a look starts none
         lost = max(0, target.observe(old.cursor).lost) if old.boot else 0
         boot, cursor, records = looks.read(target, old.boot, old.cursor)
     except TrainyardError as error:
