@@ -36,6 +36,7 @@ def test_every_deployment_reaches_the_server_and_twice_changes_nothing() -> None
     with get_client(sync_client=True) as client:
         found = client.read_deployments()
         gpu = client.read_work_pool("gpu")
+        (look,) = client.read_automations_by_name("look-at-quickstart")
     declared = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]
     assert sorted(d.name for d in found) == sorted(d["name"] for d in declared)
     release = next(d for d in found if (d.name, d.tags) == ("quickstart", ["release"]))
@@ -44,6 +45,7 @@ def test_every_deployment_reaches_the_server_and_twice_changes_nothing() -> None
         release.parameter_openapi_schema["properties"]
     )
     assert gpu.concurrency_limit == 1
+    assert look.enabled
 
 
 @pytest.mark.usefixtures("deployed")
