@@ -8,10 +8,7 @@ taken over. `out` gets its files at the end, `manifest.json` last.
 import hashlib
 import itertools
 import os
-import select
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +27,9 @@ from trainyard.data.template import Template
 from trainyard.data.tokens import FastTokens
 from trainyard.data.tools import not_collecting
 from trainyard.data.verdict import DataVerdict
+from trainyard.data.worker import Worker, start
 from trainyard.errors import InputError, TrainyardError
 from trainyard.files import digest_file, digest_json, why
-from trainyard.process import die_with_parent
 from trainyard.recipe.data import DataSpec, SourceSpec
 
 Progress = Callable[[str, int, int], None]
@@ -192,49 +189,24 @@ def _in_processes(
     job_file: Path, shares: list[list[int]], done: int, total: int, tell: Progress
 ) -> None:
     """The first share here, each other one in a process of its own."""
-    workers: list[subprocess.Popen[bytes]] = []
+    workers: list[Worker] = []
     own, *others = shares
     try:
-        for share in others:
-            command = [sys.executable, "-m", "trainyard.data.chunk", str(job_file)]
-            workers.append(
-                subprocess.Popen(
-                    [*command, *map(str, share)],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    preexec_fn=die_with_parent,
-                )
-            )
+        workers += [start(job_file, share) for share in others]
         for number in own:
             tell("checking rows", done, total)
             check_chunk(job_file, number)
-            done += 1 + sum(_told(worker, wait=False) for worker in workers)
+            done += 1 + sum(worker.told(wait=False) for worker in workers)
         for worker in workers:
-            while told := _told(worker, wait=True):
+            while told := worker.told(wait=True):
                 tell("checking rows", done, total)
                 done += told
-            problem = worker.stderr.read().decode() if worker.stderr is not None else ""
-            if worker.wait():
-                last = problem.strip().splitlines()[-1:] or [f"it ended with {worker.returncode}"]
-                said = "" if worker.returncode == 2 else "a chunk could not be checked: "
-                raise InputError(said + last[0])
+            if problem := worker.problem():
+                raise InputError(problem)
         tell("checking rows", done, total)
     finally:
         for worker in workers:
-            if worker.poll() is None:
-                worker.kill()
-            worker.wait()
-            for pipe in (worker.stdout, worker.stderr):
-                if pipe is not None:
-                    pipe.close()
-
-
-def _told(worker: subprocess.Popen[bytes], *, wait: bool) -> int:
-    """Chunks that a worker has finished since it was asked last; 0 when it has ended."""
-    assert worker.stdout is not None
-    if not wait and not select.select([worker.stdout], [], [], 0)[0]:
-        return 0
-    return os.read(worker.stdout.fileno(), 1 << 16).count(b"\n")
+            worker.end()
 
 
 def _cores() -> int:
