@@ -17,7 +17,16 @@ from trainyard.recipe.base import Frozen
 from trainyard.recipe.deploy import DeploySpec
 from trainyard.rollout.gateway_client import GatewayClient
 from trainyard.rollout.local import last_line, spawn
-from trainyard.rollout.target import Engine, Engines, Observation, Readiness, ServedVersion, Slot
+from trainyard.rollout.target import (
+    FOR_GOOD,
+    Engine,
+    Engines,
+    Observation,
+    Readiness,
+    ServedVersion,
+    Slot,
+    Terms,
+)
 from trainyard.secrets import resolve
 from trainyard.serving.engines import ENGINES, Probe, not_ready
 from trainyard.serving.gateway_config import GatewayConfig, Routes, Variant
@@ -192,13 +201,7 @@ class GatewayTarget:
         return Variant(url=engine.url, model=asked, digest=version.digest)
 
     def set_weights(
-        self,
-        weights: Mapping[Slot, float],
-        champion: Slot,
-        *,
-        lease_s: float | None = None,
-        shadow_pct: float = 0,
-        salt: str = "",
+        self, weights: Mapping[Slot, float], champion: Slot, terms: Terms = FOR_GOOD
     ) -> None:
         check_weights(weights, champion)
         others = [slot for slot in weights if slot != champion]
@@ -207,9 +210,9 @@ class GatewayTarget:
             champion=self._variant(champion),
             canary=self._variant(others[0]) if others else None,
             weight=weight,
-            shadow=shadow_pct,
-            salt=salt,
-            lease_until=None if lease_s is None else time.time() + lease_s,
+            shadow=terms.shadow_pct,
+            salt=terms.salt,
+            lease_until=None if terms.lease_s is None else time.time() + terms.lease_s,
         )
         self._ask(lambda gateway: gateway.replace(routes))
 

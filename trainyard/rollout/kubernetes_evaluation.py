@@ -9,7 +9,7 @@ from pathlib import Path
 from trainyard import files
 from trainyard.errors import InputError, Unavailable
 from trainyard.recipe.deploy import DeploySpec, KubernetesTarget
-from trainyard.rollout import manifests
+from trainyard.rollout import manifest_names, manifest_pod
 from trainyard.rollout.kubernetes import Cluster
 from trainyard.serving.engines import ENGINES, adapter_rank, not_ready
 
@@ -25,17 +25,17 @@ def serving(
     """
     target = spec.target
     assert isinstance(target, KubernetesTarget)
-    places = {name: manifests.below_mount(target, folder) for name, folder in adapters.items()}
-    pod = manifests.engine_pod(
+    places = {name: manifest_names.below_mount(target, folder) for name, folder in adapters.items()}
+    pod = manifest_pod.engine_pod(
         spec,
         target,
-        manifests.below_mount(target, base.absolute()),
+        manifest_names.below_mount(target, base.absolute()),
         base_name,
         places,
         max((adapter_rank(folder) for folder in adapters.values()), default=8),
     )
     mark = hashlib.sha256(repr((base_name, sorted(adapters))).encode()).hexdigest()[:8]
-    name = f"{manifests.slug(base_name)}-{mark}"
+    name = f"{manifest_names.slug(base_name)}-{mark}"
     cluster = Cluster(target.namespace, target.context)
     try:
         cluster.apply(
@@ -45,7 +45,7 @@ def serving(
                 "metadata": {
                     "name": name,
                     "namespace": target.namespace,
-                    "labels": manifests.labels(base_name),
+                    "labels": manifest_names.labels(base_name),
                 },
                 "spec": {**pod, "restartPolicy": "Never"},
             }
@@ -69,7 +69,7 @@ def _await(cluster: Cluster, name: str, spec: DeploySpec, models: Sequence[str])
             raise InputError(f"the engine {engine.name} ended in pod {name}: {said}")
         if address := status.get("podIP"):
             host = f"[{address}]" if ":" in address else address
-            url = f"http://{host}:{manifests.ENGINE_PORT}"
+            url = f"http://{host}:{manifest_names.ENGINE_PORT}"
             answers = (not_ready(url, engine, model, base_name=models[0]) for model in models)
             why = next((answer for answer in answers if answer), "")
             if not why:

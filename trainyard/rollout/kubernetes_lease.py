@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from trainyard.errors import Refused, TrainyardError
-from trainyard.rollout import manifests
+from trainyard.rollout import manifest_names, manifest_traffic
 from trainyard.rollout.kubernetes import Cluster, Conflict, Manifest
 
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
-_MARKS = {"app.kubernetes.io/managed-by": manifests.MANAGER}
+_MARKS = {"app.kubernetes.io/managed-by": manifest_names.MANAGER}
 
 
 class Lease:
@@ -25,7 +25,7 @@ class Lease:
     def __init__(self, cluster: Cluster, model: str) -> None:
         self._cluster = cluster
         self._model = model
-        self._name = f"{manifests.slug(model)}-rollout"
+        self._name = f"{manifest_names.slug(model)}-rollout"
 
     def _read(self) -> Manifest | None:
         return self._cluster.get("Lease", self._name)
@@ -42,7 +42,7 @@ class Lease:
                         "metadata": {
                             "name": self._name,
                             "namespace": self._cluster.namespace,
-                            "labels": manifests.labels(self._model),
+                            "labels": manifest_names.labels(self._model),
                         },
                         "spec": _spec(holder, seconds),
                     }
@@ -96,7 +96,7 @@ def guard(cluster: Cluster) -> list[str]:
     return [
         found["metadata"]["name"]
         for found in cluster.list("HTTPRoute", _MARKS)
-        if manifests.is_split(found) and _is_silent(cluster, found)
+        if manifest_traffic.is_split(found) and _is_silent(cluster, found)
         if _returned(cluster, found)
     ]
 
@@ -118,7 +118,7 @@ def _is_silent(cluster: Cluster, route: Manifest) -> bool:
 
 def _returned(cluster: Cluster, route: Manifest) -> bool:
     try:
-        cluster.apply(manifests.without_split(route))
+        cluster.apply(manifest_traffic.without_split(route))
     except Conflict:
         return False
     return True

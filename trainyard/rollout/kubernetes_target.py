@@ -16,13 +16,21 @@ from typing import Any, NamedTuple
 from trainyard import files
 from trainyard.errors import NotFound, Unavailable
 from trainyard.recipe.deploy import DeploySpec, KubernetesTarget
-from trainyard.rollout import manifests
+from trainyard.rollout import manifest_names, manifest_traffic, manifests
 from trainyard.rollout.gateway_client import GatewayClient
 from trainyard.rollout.gateway_target import SLOTS, SPEC_FILE, check_weights, serving_folder
 from trainyard.rollout.kubernetes import Cluster
 from trainyard.rollout.kubernetes_lease import Lease
-from trainyard.rollout.manifests import Manifest
-from trainyard.rollout.target import Engine, Observation, Readiness, ServedVersion, Slot
+from trainyard.rollout.manifest_names import Manifest
+from trainyard.rollout.target import (
+    FOR_GOOD,
+    Engine,
+    Observation,
+    Readiness,
+    ServedVersion,
+    Slot,
+    Terms,
+)
 from trainyard.secrets import resolve
 from trainyard.serving.engines import ENGINES, Probe, not_ready
 
@@ -70,14 +78,14 @@ class PodsTarget:
     # the engines
 
     def engine(self, slot: Slot) -> Engine | None:
-        found = self._cluster.get("Deployment", manifests.slot_name(self.name, slot))
+        found = self._cluster.get("Deployment", manifest_names.slot_name(self.name, slot))
         if found is None:
             return None
         version = ServedVersion.model_validate_json(
-            found["metadata"]["annotations"][manifests.VERSION]
+            found["metadata"]["annotations"][manifest_names.VERSION]
         )
         dead, restarts = self._health(found, version, slot)
-        url = f"http://{manifests.slot_name(self.name, slot)}.{self._cluster.namespace}"
+        url = f"http://{manifest_names.slot_name(self.name, slot)}.{self._cluster.namespace}"
         return Engine(version=version, url=url, alive=not dead, last_words=dead, restarts=restarts)
 
     def start(self, version: ServedVersion, slot: Slot) -> None:
@@ -97,7 +105,7 @@ class PodsTarget:
             if (kind, status) == ("Progressing", "False"):
                 return str(condition.get("message", "no progress")), 0
         restarts, dead = 0, ""
-        for pod in self._cluster.list("Pod", manifests.pod_labels(version, slot)):
+        for pod in self._cluster.list("Pod", manifest_names.pod_labels(version, slot)):
             states = pod.get("status", {})
             every = states.get("initContainerStatuses", []) + states.get("containerStatuses", [])
             for container in every:
@@ -118,7 +126,7 @@ class PodsTarget:
 
     def ready(self, slot: Slot) -> Readiness:
         """Whether every replica is in an EndpointSlice, healthy, and answers as evaluated."""
-        name = manifests.slot_name(self.name, slot)
+        name = manifest_names.slot_name(self.name, slot)
         found, engine = self._cluster.get("Deployment", name), self.engine(slot)
         if found is None or engine is None:
             return Readiness(ready=False, alive=False, why=f"nothing was started in {slot}")
@@ -160,7 +168,7 @@ class PodsTarget:
 
     def _replicas(self, slot: Slot) -> list[Replica]:
         """Every ready replica of a slot."""
-        service = f"{manifests.slot_name(self.name, slot)}-replicas"
+        service = f"{manifest_names.slot_name(self.name, slot)}-replicas"
         found = []
         for piece in self._cluster.list("EndpointSlice", {"kubernetes.io/service-name": service}):
             ports = {port["name"]: port["port"] for port in piece.get("ports") or []}
@@ -181,7 +189,7 @@ class PodsTarget:
 
     def stop(self, slot: Slot) -> None:
         # by name: listing secrets would need the right to read all of them
-        name = manifests.slot_name(self.name, slot)
+        name = manifest_names.slot_name(self.name, slot)
         if self._where.scale is not None:
             keda = self._where.scale.kind == "keda"
             self._cluster.delete("ScaledObject" if keda else "HorizontalPodAutoscaler", name)
@@ -202,28 +210,22 @@ class PodsTarget:
         return {**files.read_json(path), "api_keys": keys}
 
     def _route(self) -> Manifest | None:
-        return self._cluster.get("HTTPRoute", manifests.slug(self.name))
+        return self._cluster.get("HTTPRoute", manifest_names.slug(self.name))
 
     def set_weights(
-        self,
-        weights: Mapping[Slot, float],
-        champion: Slot,
-        *,
-        lease_s: float | None = None,
-        shadow_pct: float = 0,
-        salt: str = "",
+        self, weights: Mapping[Slot, float], champion: Slot, terms: Terms = FOR_GOOD
     ) -> None:
         check_weights(weights, champion)
         given = self._without_dead_ends(weights, champion)
         self._withheld = given != dict(weights)
         lease = Lease(self._cluster, self.name)
-        if lease_s is not None:
-            lease.take(lease_s, salt)
+        if terms.lease_s is not None:
+            lease.take(terms.lease_s, terms.salt)
         found = self._cluster.apply(
-            manifests.route(self._where, self.name, given, champion, shadow_pct)
+            manifest_traffic.route(self._where, self.name, given, champion, terms.shadow_pct)
         )
         self._await_accepted(found["metadata"]["generation"])
-        if lease_s is None:
+        if terms.lease_s is None:
             lease.drop()
 
     def _without_dead_ends(
@@ -248,7 +250,9 @@ class PodsTarget:
             if not why:
                 return
             time.sleep(0.2)
-        raise Unavailable(f"HTTPRoute {self._cluster.namespace}/{manifests.slug(self.name)}: {why}")
+        raise Unavailable(
+            f"HTTPRoute {self._cluster.namespace}/{manifest_names.slug(self.name)}: {why}"
+        )
 
     def renew(self, lease_s: float) -> bool:
         # what was withheld is asked for again: the caller sets its weights anew
@@ -292,10 +296,10 @@ class PodsTarget:
         return {"x-trainyard-replay": str(self._tokens()["replay_token"])}
 
     def down(self) -> None:
-        self._cluster.delete("HTTPRoute", manifests.slug(self.name))
+        self._cluster.delete("HTTPRoute", manifest_names.slug(self.name))
         for slot in SLOTS:
             self.stop(slot)
-        self._cluster.delete("NetworkPolicy", manifests.slug(self.name))
+        self._cluster.delete("NetworkPolicy", manifest_names.slug(self.name))
         Lease(self._cluster, self.name).drop()
 
 
@@ -316,9 +320,9 @@ def _placed(
     record: dict[str, Any], slot: Slot, route: Manifest | None, model: str
 ) -> dict[str, Any]:
     """Say which variant answered: each gateway takes its own engine for the champion."""
-    if route is None or slot == manifests.champion_of(route, model):
+    if route is None or slot == manifest_traffic.champion_of(route, model):
         return record
-    unseen = not manifests.split_of(route, model).get(slot) and record["source"] == "live"
+    unseen = not manifest_traffic.split_of(route, model).get(slot) and record["source"] == "live"
     return {**record, "variant": "canary", "source": "shadow" if unseen else record["source"]}
 
 

@@ -29,7 +29,7 @@ from trainyard.rollout.state import (
     lock,
     unlock,
 )
-from trainyard.rollout.target import Slot, Target
+from trainyard.rollout.target import Slot, Target, Terms
 from trainyard.rollout.verdict import Evidence
 
 logger = logging.getLogger(__name__)
@@ -259,13 +259,8 @@ class Rollout:
             candidate.slot: self.state.weight,
             champion.slot: 100 - self.state.weight,
         }
-        self.target.set_weights(
-            weights,
-            champion.slot,
-            lease_s=self._spec.lease_s,
-            shadow_pct=shadow_pct,
-            salt=self.state.salt,
-        )
+        terms = Terms(self._spec.lease_s, shadow_pct, self.state.salt)
+        self.target.set_weights(weights, champion.slot, terms)
 
     def _promote(self, began: float) -> StepRecord:
         candidate, champion = self.state.candidate, self.state.champion

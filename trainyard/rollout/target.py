@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from trainyard.recipe.base import Frozen
 
@@ -86,6 +86,22 @@ class Observation(Frozen):
     """See serving/gateway_log.py `Record`."""
 
 
+class Terms(NamedTuple):
+    """Of a split of the traffic."""
+
+    lease_s: float | None = None
+    """Seconds after the last call or `renew` at which the champion has everything again."""
+
+    shadow_pct: float = 0
+    """Percent of the champion's requests that are copied to the other slot, unseen by users."""
+
+    salt: str = ""
+    """Mixed into the sticky hash; one per rollout."""
+
+
+FOR_GOOD = Terms()
+
+
 class Target(Protocol):
     """The state machine in steps.py drives any of these."""
 
@@ -104,18 +120,11 @@ class Target(Protocol):
     def ready(self, slot: Slot) -> Readiness: ...
 
     def set_weights(
-        self,
-        weights: Mapping[Slot, float],
-        champion: Slot,
-        *,
-        lease_s: float | None = None,
-        shadow_pct: float = 0,
-        salt: str = "",
+        self, weights: Mapping[Slot, float], champion: Slot, terms: Terms = FOR_GOOD
     ) -> None:
         """Give every slot its percentage, all at once. Raises InputError unless they add up to 100.
 
-        With a lease, the champion has everything again `lease_s` after the last call or `renew`.
-        `shadow_pct` of the champion's requests are copied to the other slot, unseen by users.
+        `terms` say how long that holds without another word.
         """
         ...
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.unit.rollout.test_manifests import make
 from trainyard.errors import InputError
-from trainyard.rollout import manifests
+from trainyard.rollout import manifest_traffic
 from trainyard.rollout.kubernetes import Cluster
 from trainyard.rollout.kubernetes_target import PodsTarget
 from trainyard.rollout.target import ServedVersion
@@ -59,7 +59,7 @@ def test_a_slot_is_taken_and_its_missing_image_is_reported(
 def test_a_route_keeps_what_others_wrote(target: PodsTarget, namespace: str) -> None:
     cluster = Cluster(namespace)
     _, where = make(namespace=namespace)
-    route = manifests.route(where, "m", {"blue": 100}, "blue")
+    route = manifest_traffic.route(where, "m", {"blue": 100}, "blue")
     try:
         cluster.apply(route)
     except InputError as error:
@@ -68,11 +68,11 @@ def test_a_route_keeps_what_others_wrote(target: PodsTarget, namespace: str) -> 
     assert found is not None
     found["metadata"]["annotations"] = {"team.example/owner": "support"}
     cluster.replace(found)
-    cluster.apply(manifests.route(where, "m", {"blue": 60, "green": 40}, "blue"))
+    cluster.apply(manifest_traffic.route(where, "m", {"blue": 60, "green": 40}, "blue"))
     found = cluster.get("HTTPRoute", "m")
     assert found is not None
     assert found["metadata"]["annotations"]["team.example/owner"] == "support"
-    assert manifests.split_of(found, "m") == {"blue": 60, "green": 40}
+    assert manifest_traffic.split_of(found, "m") == {"blue": 60, "green": 40}
 
 
 def test_a_lease_has_one_holder(namespace: str) -> None:

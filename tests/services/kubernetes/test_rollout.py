@@ -18,12 +18,12 @@ from tests.services.kubernetes.conftest import NAMESPACE, FakeCluster, running
 from trainyard import rollout
 from trainyard.errors import InputError, NotFound, Refused, Unavailable
 from trainyard.recipe.deploy import Canary, DeploySpec, Hpa, KubernetesTarget
-from trainyard.rollout import manifests
+from trainyard.rollout import manifest_names, manifest_traffic
 from trainyard.rollout.kubernetes import Cluster
 from trainyard.rollout.kubernetes_lease import Lease, guard
 from trainyard.rollout.kubernetes_target import PodsTarget
 from trainyard.rollout.state import Store
-from trainyard.rollout.target import ServedVersion
+from trainyard.rollout.target import ServedVersion, Terms
 
 DIGEST = "sha256:" + "0" * 64
 QUICK = Canary(steps=(20, 50), min_requests=8, requests=12, margin=0.1, look_s=0.4)
@@ -196,7 +196,7 @@ def test_weights_reach_the_gateway_and_foreign_fields_stay(
         "metadata": {"name": "m", "annotations": {"team.example/owner": "support"}},
     }
     cluster.apply(theirs, "somebody-else")
-    target.set_weights({"blue": 70, "green": 30}, "blue", lease_s=5, salt="one")
+    target.set_weights({"blue": 70, "green": 30}, "blue", Terms(5, salt="one"))
     seen = [ask(target).headers["x-trainyard-version"] for _ in range(120)]
     # 36 expected, five standard deviations allowed
     assert 11 <= seen.count(green.digest) <= 61
@@ -214,8 +214,8 @@ def test_a_route_that_somebody_took_over_is_refused_and_named(steady: Steady) ->
     cluster.apply(theirs, "an-operator", force=True)
     with pytest.raises(Refused, match=r'conflict with "an-operator": \.spec\.hostnames'):
         target.set_weights({"blue": 100}, "blue")
-    ours = manifests.route(steady.where, "m", {"blue": 100}, "blue")
-    cluster.apply(ours, manifests.MANAGER, force=True)
+    ours = manifest_traffic.route(steady.where, "m", {"blue": 100}, "blue")
+    cluster.apply(ours, manifest_names.MANAGER, force=True)
 
 
 def test_a_slot_without_ready_replicas_gets_no_traffic(steady: Steady) -> None:
@@ -223,9 +223,9 @@ def test_a_slot_without_ready_replicas_gets_no_traffic(steady: Steady) -> None:
     target.start(version(steady.place, "dddddddd", never_ready=True), "green")
     until(lambda: target.engine("green") is not None)
     assert not target.ready("green").ready
-    target.set_weights({"blue": 95, "green": 5}, "blue", lease_s=5, salt="one")
+    target.set_weights({"blue": 95, "green": 5}, "blue", Terms(5, salt="one"))
     route = steady.cluster.api.objects["httproutes", NAMESPACE, "m"]
-    assert manifests.split_of(route, "m") == {"blue": 100, "green": 0}
+    assert manifest_traffic.split_of(route, "m") == {"blue": 100, "green": 0}
     assert not target.renew(5), "asked for again at the next look"
     target.set_weights({"blue": 100}, "blue")
     target.stop("green")
@@ -298,9 +298,9 @@ def test_faults_of_the_api_server_are_ridden_out(steady: Steady) -> None:
 def test_two_controllers_never_hold_one_rollout(steady: Steady, green: ServedVersion) -> None:
     target = steady.target
     split = {"blue": 80.0, "green": 20.0}
-    target.set_weights(split, "blue", lease_s=5, salt="mine")
+    target.set_weights(split, "blue", Terms(5, salt="mine"))
     with pytest.raises(Refused, match="rollout mine of m is in progress in namespace models-dev"):
-        target.set_weights(split, "blue", lease_s=5, salt="another")
+        target.set_weights(split, "blue", Terms(5, salt="another"))
     assert target.renew(5)
     target.set_weights({"blue": 100}, "blue")
     assert not target.renew(5), "no split, no lease"
@@ -414,7 +414,7 @@ def test_what_a_cluster_refuses_is_one_sentence(
     steady: Steady, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = Cluster("no-such-namespace")
-    route = manifests.route(steady.where, "m", {"blue": 100}, "blue")
+    route = manifest_traffic.route(steady.where, "m", {"blue": 100}, "blue")
     with pytest.raises(InputError, match='namespaces "no-such-namespace" not found'):
         where.apply(route)
     where.close()

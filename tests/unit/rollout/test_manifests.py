@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from tests.services.kubernetes.schemas import problems
 from trainyard.errors import InputError
 from trainyard.recipe.deploy import DeploySpec, Hpa, Keda, KubernetesTarget, S3Source, Toleration
-from trainyard.rollout import manifests
-from trainyard.rollout.manifests import Manifest
+from trainyard.rollout import manifest_pod, manifest_traffic, manifests
+from trainyard.rollout.manifest_names import Manifest
 from trainyard.rollout.target import ServedVersion
 
 DIGEST = "sha256:" + "0" * 64
@@ -51,7 +51,7 @@ def version(tmp_path: Path) -> ServedVersion:
 def every(version: ServedVersion, **target: Any) -> dict[str, Manifest]:
     spec, where = make(mount=str(version.base), **target)
     found = manifests.objects(spec, where, version, "green", {"token": "t" * 16})
-    found.append(manifests.route(where, "tickets", {"blue": 95, "green": 5}, "blue", 10))
+    found.append(manifest_traffic.route(where, "tickets", {"blue": 95, "green": 5}, "blue", 10))
     found.append(manifests.inference_service(spec, where, version))
     return {f"{one['kind']}/{one['metadata']['name']}": one for one in found}
 
@@ -116,12 +116,12 @@ def test_no_secret_is_in_the_pods_environment(version: ServedVersion) -> None:
 
 def test_weights_and_shadow_are_the_routes(version: ServedVersion) -> None:
     found = every(version)["HTTPRoute/tickets"]
-    assert manifests.split_of(found, "tickets") == {"blue": 95, "green": 5}
-    assert manifests.champion_of(found, "tickets") == "blue"
-    assert manifests.is_split(found)
-    back = manifests.without_split(found)
-    assert manifests.split_of(back, "tickets") == {"blue": 100, "green": 0}
-    assert not manifests.is_split(back)
+    assert manifest_traffic.split_of(found, "tickets") == {"blue": 95, "green": 5}
+    assert manifest_traffic.champion_of(found, "tickets") == "blue"
+    assert manifest_traffic.is_split(found)
+    back = manifest_traffic.without_split(found)
+    assert manifest_traffic.split_of(back, "tickets") == {"blue": 100, "green": 0}
+    assert not manifest_traffic.is_split(back)
     assert problems(back) == ""
 
 
@@ -129,7 +129,7 @@ def test_weights_that_are_not_on_the_claim_are_refused(tmp_path: Path) -> None:
     spec, where = make()
     version = ServedVersion(name="m", digest="a" * 64, adapter=tmp_path, base=tmp_path)
     with pytest.raises(InputError, match=r"is not below /app/\.trainyard, where claim models"):
-        manifests.deployment(spec, where, version, "blue")
+        manifest_pod.deployment(spec, where, version, "blue")
 
 
 @pytest.mark.parametrize(

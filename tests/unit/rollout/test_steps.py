@@ -11,7 +11,7 @@ from trainyard.errors import Waiting
 from trainyard.recipe.deploy import Canary, DeploySpec
 from trainyard.rollout import Rollout
 from trainyard.rollout.state import Store, unlock
-from trainyard.rollout.target import Observation, Readiness, ServedVersion, Slot
+from trainyard.rollout.target import FOR_GOOD, Observation, Readiness, ServedVersion, Slot, Terms
 
 STRATEGY = Canary(
     steps=(10, 50), min_requests=4, requests=8, margin=0.1, look_s=0.001, replay=False
@@ -55,13 +55,7 @@ class World:
         return Readiness(ready=slot in self.engines, alive=slot in self.engines)
 
     def set_weights(
-        self,
-        weights: Mapping[Slot, float],
-        champion: Slot,
-        *,
-        lease_s: float | None = None,
-        shadow_pct: float = 0,
-        salt: str = "",
+        self, weights: Mapping[Slot, float], champion: Slot, terms: Terms = FOR_GOOD
     ) -> None:
         self._act()
         assert sum(weights.values()) == 100
