@@ -70,6 +70,8 @@ def release(
         try:
             release_stages(run, job, where, dry_run)
         finally:
+            if not dry_run:
+                report.book(job, run)
             report.write(job, run)
             if not dry_run:
                 registry.track(job, run.summary)
@@ -114,6 +116,7 @@ def prove(run: Run, job: Job, trained: Trained, where: Environment) -> Proven:
     digest = trained.result.digest
     while True:
         with run.stage("evaluate") as stage:
+            report.check_budget(job, run)
             champion = registry.find_rival(job, digest)
             evaluated = evaluate(job, trained, champion, where)
             stage.came_to(evaluated)

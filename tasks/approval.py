@@ -2,12 +2,13 @@
 
 from datetime import UTC, datetime
 from itertools import count
-from typing import Literal
+from typing import Annotated, Literal
 
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
+from pydantic import Field
 
 from tasks import notify
 from trainyard import approval
@@ -22,11 +23,8 @@ class Approval(RunInput):
 
     decision: Literal["approve", "reject"]
 
-    who: str
-    """Your name, as the recipe has it."""
-
-    why: str
-    """Goes into the lineage of the version."""
+    who: Annotated[str, Field(description="Your name, as the recipe has it.")]
+    why: Annotated[str, Field(description="Goes into the lineage of the version.")]
 
 
 def question(job: Job, digest: str, where: Environment) -> Question | None:
@@ -58,8 +56,8 @@ def _suspend(job: Job, asked: Question) -> Question:
         if left.total_seconds() <= 0:
             return asked
         told = (
-            f"{problem}{asked.words}. Report: `{(job.folder / 'report.html').absolute()}`. "
-            "Nobody proves a name here: protect the API."
+            f"{problem}{asked.words}.\n\nReport: `{job.folder / 'report.html'}`\n\n"
+            "A name is not proved here: protect the API."
         )
         # a key that was answered returns at once when the run starts over
         given = suspend_flow_run(

@@ -9,6 +9,7 @@ from trainyard.release import evaluation
 from trainyard.release.champion import Champion
 from trainyard.release.job import Job
 from trainyard.release.training import Trained
+from trainyard.run import working
 
 
 @task(
@@ -20,4 +21,5 @@ from trainyard.release.training import Trained
 )
 def evaluate(job: Job, trained: Trained, champion: Champion | None) -> evaluation.Evaluated:
     with slots.held(job.recipe.resources, job.run_id):
+        working(job.folder, "evaluate")
         return evaluation.run(job, trained, champion, shown("evaluate"))

@@ -5,7 +5,7 @@ from prefect.artifacts import create_table_artifact
 
 from tasks.policy import RETRY_DELAYS_S, worth_retrying
 from trainyard import files, plan
-from trainyard.errors import InputError
+from trainyard.errors import InputError, Refused
 from trainyard.release.job import Job
 
 
@@ -17,7 +17,7 @@ from trainyard.release.job import Job
     timeout_seconds=600,
 )
 def make(job: Job) -> plan.Plan:
-    """Raises InputError when something in the recipe can never work."""
+    """Raises InputError when something in the recipe can never work, Refused over budget."""
     made = plan.make(job)
     files.write_json(job.folder / "plan.json", made.model_dump(mode="json"))
     files.write_json(job.folder / "recipe.json", job.recipe.model_dump(mode="json"))
@@ -25,4 +25,6 @@ def make(job: Job) -> plan.Plan:
     create_table_artifact(key="plan", table=rows, description=made.words)
     if made.problems:
         raise InputError("; ".join(made.problems))
+    if made.over_budget:
+        raise Refused(f"budget: {made.over_budget}")
     return made

@@ -1,12 +1,28 @@
 """Write the run's page, whatever the run came to."""
 
+import logging
+from datetime import UTC, datetime
+
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from trainyard import report
+from trainyard import cost, report
 from trainyard.release.job import Job
 from trainyard.run import Run
+
+
+def book(job: Job, run: Run) -> None:
+    """What it cost: the book never fails a release."""
+    try:
+        cost.book(job, run.summary)
+    except Exception as error:  # a release never fails for its accounts
+        logging.getLogger("trainyard.cost").warning("cost: %s: %s", type(error).__name__, error)
+
+
+def check_budget(job: Job, run: Run) -> None:
+    """Raises Refused when the run has come to cost more than a budget has left."""
+    cost.check(job, run.summary, datetime.now(UTC))
 
 
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)

@@ -10,6 +10,7 @@ from trainyard.release import training
 from trainyard.release.data import Checked
 from trainyard.release.job import Job
 from trainyard.report import loss_markdown
+from trainyard.run import working
 
 
 @task(
@@ -20,6 +21,7 @@ from trainyard.report import loss_markdown
 )
 def train(job: Job, checked: Checked) -> training.Trained:
     with slots.held(job.recipe.resources, job.run_id):
+        working(job.folder, "train")
         trained = training.run(job, checked, shown("train"))
     create_markdown_artifact(key="loss-curve", markdown=loss_markdown(job.folder))
     return trained

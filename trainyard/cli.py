@@ -93,7 +93,7 @@ def _run_plan(args: argparse.Namespace) -> int:
     job = Job(recipe=recipe, recipe_path=str(args.recipe), run_id="plan", home=args.home)
     made = plan.make(job, against=against)
     _show(args, made.model_dump(mode="json"), plan.as_text(made))
-    return 1 if made.problems else 0
+    return 1 if made.problems or made.over_budget else 0
 
 
 def _webhook(parser: argparse.ArgumentParser) -> None:

@@ -64,8 +64,8 @@ class Pipeline(Collector):
                 continue
             try:
                 summary = Summary.model_validate(files.read_json(path))
-                lineage = path.with_name("lineage.json")
-                cost = files.read_json(lineage).get("cost") if lineage.exists() else None
+                entry = path.with_name("cost.json")
+                cost = files.read_json(entry) if entry.exists() else None
             except (OSError, ValueError, ValidationError):
                 continue  # being written, or of a version that is gone
             if summary.status in ("done", "failed"):
@@ -127,26 +127,52 @@ def _stages(runs: list[Summary]) -> Iterator[Metric]:
     for key, values in sorted(took.items()):
         seconds.add_metric(key, count_value=len(values), sum_value=sum(values))
     yield seconds
+    yield _waits(runs)
     many = CounterMetricFamily("trainyard_stages_skipped", "Stages skipped", labels=labels)
     for key, count in sorted(skipped.items()):
         many.add_metric(key, count)
     yield many
 
 
+def _waits(runs: list[Summary]) -> Metric:
+    """Only stages that were sent somewhere have waited for it."""
+    waited: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        for stage in run.stages:
+            if stage.queue_s is not None:
+                waited.setdefault((run.recipe, stage.name), []).append(stage.queue_s)
+    found = SummaryMetricFamily(
+        "trainyard_queue_wait_seconds",
+        "Waits of stages for a worker or a GPU",
+        labels=["recipe", "stage"],
+    )
+    for key, values in sorted(waited.items()):
+        found.add_metric(key, count_value=len(values), sum_value=sum(values))
+    return found
+
+
 def _spent(runs: list[tuple[Summary, dict[str, Any]]]) -> Iterator[Metric]:
     hours = CounterMetricFamily("trainyard_gpu_hours", "GPU-hours of releases", labels=["recipe"])
     money = CounterMetricFamily("trainyard_cost", "What they cost", labels=["recipe"])
-    spent: dict[str, tuple[float, float]] = {}
-    for run, cost in runs:
-        seconds = (cost.get("train_s") or 0) + (cost.get("evaluate_s") or 0)
-        before = spent.get(run.recipe, (0.0, 0.0))
-        used = (cost.get("gpus") or 0) * seconds / 3600
-        spent[run.recipe] = (before[0] + used, before[1] + (cost.get("amount") or 0))
-    for recipe, (used, amount) in sorted(spent.items()):
-        hours.add_metric([recipe], used)
-        money.add_metric([recipe], amount)
-    yield hours
-    yield money
+    tokens = CounterMetricFamily("trainyard_judge_tokens", "Judges' tokens", labels=["recipe"])
+    planned = GaugeMetricFamily(
+        "trainyard_estimate_ratio", "Planned / real seconds of the last training", labels=["recipe"]
+    )
+    for metric, key in ((hours, "gpu_hours"), (money, "amount"), (tokens, "judge_tokens")):
+        spent: dict[str, float] = {}
+        for run, cost in runs:
+            spent[run.recipe] = spent.get(run.recipe, 0.0) + (cost.get(key) or 0)
+        for recipe, value in sorted(spent.items()):
+            metric.add_metric([recipe], value)
+        yield metric
+    ratios = {
+        run.recipe: cost["estimated_train_s"] / cost["train_s"]
+        for run, cost in runs
+        if cost.get("estimated_train_s") and cost.get("train_s")
+    }
+    for recipe, ratio in sorted(ratios.items()):
+        planned.add_metric([recipe], ratio)
+    yield planned
 
 
 def main() -> int:

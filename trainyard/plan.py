@@ -1,10 +1,11 @@
 """What a release would do, skip, need and cost: before any of it, offline, without torch."""
 
+from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import Field
 
-from trainyard import changes, lineage, needs, registration
+from trainyard import changes, cost, lineage, needs, registration
 from trainyard.errors import TrainyardError, Unavailable
 from trainyard.evaluation.run import planned
 from trainyard.gate import Rules
@@ -51,6 +52,9 @@ class Plan(Frozen):
     time_s: float | None
     gpu_hours: float | None
     cost: float | None
+    """Training, evaluation as long as lately, and judges at most; None where it is not known."""
+    over_budget: str | None = None
+    """Which limit it would break: a release does not start."""
     gates: list[PlanGate]
     problems: list[str]
     """What can never work: a release with these does not start."""
@@ -87,18 +91,24 @@ def make(job: Job, *, against: Recipe | None = None, offline: bool = False) -> P
     needed = needs.of(job.recipe, job.home, checked)
     engine.check(job.recipe)
     tree = None if offline else registration.why_dirty(job.recipe.register, lineage.git_state())
-    cost = needed.budget
+    training_s = needed.budget.hours * 3600 if needed.budget else None
+    stages = _stages(job, checked, champion)
+    amount = cost.estimate(job.recipe, job.home, training_s, cost.read_prices())
+    spends = any(s.action == "run" and s.name in ("train", "evaluate") for s in stages)
+    now = datetime.now(UTC)
+    off = cost.error_words(cost.entries(job.home, job.recipe.name))
     return Plan(
         recipe=job.recipe.name,
-        stages=_stages(job, checked, champion),
+        stages=stages,
         vram=needed.memory,
         disk=needed.disk,
-        time_s=round(cost.hours * 3600, 1) if cost else None,
-        gpu_hours=round(cost.gpu_hours, 3) if cost else None,
-        cost=cost.cost if cost else None,
+        time_s=None if training_s is None else round(training_s, 1),
+        gpu_hours=round(needed.budget.gpu_hours, 3) if needed.budget else None,
+        cost=amount or None,
+        over_budget=cost.over(job.recipe, job.home, amount, now) if spends else None,
         gates=gates,
         problems=[*problems, *needed.problems, *([tree] if tree else [])],
-        notes=[*notes, *needed.notes, *_rollout_notes(job.recipe)],
+        notes=[*notes, *needed.notes, *_rollout_notes(job.recipe), *([off] if off else [])],
         changes=[c.words for c in changes.between(against, job.recipe)] if against else [],
     )
 
@@ -202,4 +212,5 @@ def as_text(plan: Plan) -> str:
     lines += [f"  changed {change}" for change in plan.changes]
     lines += [f"  note: {note}" for note in plan.notes]
     lines += [f"  PROBLEM: {problem}" for problem in plan.problems]
+    lines += [f"  PROBLEM: {plan.over_budget}"] if plan.over_budget else []
     return "\n".join(lines)

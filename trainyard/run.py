@@ -23,6 +23,7 @@ from trainyard.errors import InputError, TrainyardError
 logger = logging.getLogger(__name__)
 
 Status = Literal["running", "done", "skipped", "waiting", "failed"]
+WORKING = "working"
 WAITING = "PENDING_HUMAN"
 """Verdict with which a run that ends has not failed: it waits for people."""
 
@@ -43,6 +44,8 @@ class StageSummary(BaseModel):
     name: str
     status: Status
     seconds: float | None = None
+    queue_s: float | None = None
+    """Of these seconds, those before the work began: it waited for a worker or a GPU."""
     skipped: bool = False
     reason: str | None = None
 
@@ -68,6 +71,14 @@ class Summary(BaseModel):
     version: str | None = None
     endpoint: str | None = None
     report: str | None = None
+
+
+def working(folder: Path, stage: str) -> None:
+    """Mark that a stage of the run in `folder` has what it waited for, and works."""
+    mark = folder / WORKING / stage
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    if not mark.exists():
+        mark.touch()
 
 
 class Run:
@@ -137,11 +148,23 @@ class Run:
             raise
         finally:
             stage.seconds = round(time.monotonic() - begin, 2)
+            stage.queue_s = self._queued(name, stage.seconds)
             self.save()
             self.event(name, stage.status, seconds=stage.seconds, reason=stage.reason)
             level = logging.ERROR if stage.status == "failed" else logging.INFO
             told = {"stage": name, "event": stage.status, "seconds": stage.seconds}
+            told |= {"run_id": self.summary.run_id, "recipe": self.summary.recipe}
             logger.log(level, "%s: %s", name, stage.reason or stage.status, extra=told)
+
+    def _queued(self, stage: str, seconds: float) -> float | None:
+        """Wait until the first mark of `working`, which is spent when it is read."""
+        mark = self.folder / WORKING / stage
+        try:
+            began = mark.stat().st_mtime
+            mark.unlink()
+        except FileNotFoundError:
+            return None
+        return round(min(max(seconds - (time.time() - began), 0.0), seconds), 2)
 
     def end(self, error: BaseException | None = None) -> None:
         waits = self.summary.verdict == WAITING

@@ -1,8 +1,9 @@
 """What there is: runs, versions with their aliases, and what is served."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
-from trainyard import files, housekeeping, process, registration, rollout
+from trainyard import cost, files, housekeeping, process, registration, rollout
 from trainyard.recipe.base import Frozen
 from trainyard.rollout import ModelStatus
 from trainyard.run import Summary
@@ -26,6 +27,10 @@ class Status(Frozen):
     served: list[ModelStatus]
     parked: list[str]
     """Versions that passed and wait for their registry or archive, each with the reason."""
+    spent: str | None
+    """Money and GPU-hours of this month."""
+    estimates: str | None
+    """How far the last plans were off."""
     alarm: str | None
     """A disk that is nearly full."""
 
@@ -40,6 +45,8 @@ def read(home: Path) -> Status:
         runs=[_run(path) for path in reversed(summaries)],
         served=rollout.status(home),
         parked=parked,
+        spent=cost.month_words(home, datetime.now(UTC)),
+        estimates=cost.error_words(cost.entries(home)),
         alarm=housekeeping.alarm(home),
     )
 
@@ -76,4 +83,6 @@ def as_text(status: Status, newest: int = 10) -> str:
         lines.append(f"  {model.name}{at}  {model.champion or 'no champion'}  {state}  {where}")
         if model.weight:
             lines.append(f"    canary {model.candidate} has {model.weight:g} %")
+    lines += [f"spent: {status.spent}"] if status.spent else []
+    lines += [status.estimates] if status.estimates else []
     return "\n".join([*lines, *([status.alarm] if status.alarm else [])])

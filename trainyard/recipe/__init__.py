@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from trainyard.errors import InputError
 from trainyard.recipe.base import Frozen
+from trainyard.recipe.budget import BudgetSpec
 from trainyard.recipe.data import DataSpec
 from trainyard.recipe.deploy import DeploySpec
 from trainyard.recipe.evaluate import EvaluateSpec
@@ -69,6 +70,9 @@ class Recipe(Frozen):
 
     resources: ResourcesSpec = ResourcesSpec()
     """What training and evaluation need, and what it costs."""
+
+    budget: BudgetSpec = BudgetSpec()
+    """What a run, and a month of runs, may cost at most."""
 
     @model_validator(mode="after")
     def _gates_read_suites(self) -> Self:

@@ -43,7 +43,7 @@ class ResourcesSpec(Frozen):
     take turns."""
 
     price_per_gpu_hour: NonNegativeFloat | None = None
-    """For the plan's cost, in any currency."""
+    """In any currency; without it, the card's price in `deployments/prices.yaml`."""
 
     max_hours: PositiveFloat = 72.0
     """A training that lasts longer is ended; its last checkpoint stays."""

@@ -1,10 +1,12 @@
 """Stage `train`: from checked rows to an adapter, in a folder that a killed one resumes in."""
 
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trainyard import files, stage, storage
-from trainyard.errors import InputError
+from trainyard import cost, files, stage, storage
+from trainyard.errors import InputError, Refused, TrainingFailed
 from trainyard.recipe.base import Frozen
 from trainyard.registry import open_registry
 from trainyard.release.champion import fetch
@@ -103,20 +105,14 @@ def find(job: Job, checked: Checked) -> Trained | None:
 
 
 def run(job: Job, checked: Checked, progress: Progress) -> Trained:
-    """Raises TrainingFailed with the end of the program's log."""
+    """Raises TrainingFailed with the end of the program's log, Refused at the budget's end."""
     start = start_of(job)
     with stage.opened(job.home, "train", inputs(job, checked.verdict.digest, start)) as held:
         found = held.finished()
         if found:
             trained = _trained(held, found, skipped=True)
         else:
-            result = launch(
-                train_job(job, checked, start),
-                held.folder,
-                progress=lambda step: progress(*_shown(step)),
-                limits=Limits(total_s=job.recipe.resources.max_hours * 3600),
-                mirror=_mirror(job, held),
-            )
+            result = _launch(job, train_job(job, checked, start), held, progress)
             _keep_estimate(job, result)
             values = result.model_dump(mode="json")
             held.finish(values, [ADAPTER, METRICS, RESULT, JOB])
@@ -124,6 +120,29 @@ def run(job: Job, checked: Checked, progress: Progress) -> Trained:
         for output in (ADAPTER, METRICS, RESULT):
             held.publish(output, job.folder / "train" / output)
     return trained
+
+
+def _launch(job: Job, work: TrainJob, held: Stage, progress: Progress) -> TrainResult:
+    """Train for as long as `max_hours` and the budget allow."""
+    most_s = job.recipe.resources.max_hours * 3600
+    paid_s = cost.affordable_s(job, datetime.now(UTC))
+    limit_s = most_s if paid_s is None else min(most_s, paid_s)
+    begin = time.monotonic()
+    try:
+        return launch(
+            work,
+            held.folder,
+            progress=lambda step: progress(*_shown(step)),
+            limits=Limits(total_s=limit_s),
+            mirror=_mirror(job, held),
+        )
+    except TrainingFailed as error:
+        if paid_s is not None and limit_s == paid_s and time.monotonic() - begin >= paid_s:
+            raise Refused(
+                f"budget: it paid for {paid_s / 3600:.3g} hours of training, and these are over; "
+                "its last checkpoint stays: raise the budget and run the same command again"
+            ) from error
+        raise
 
 
 def _mirror(job: Job, held: Stage) -> Mirror | None:

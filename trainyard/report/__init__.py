@@ -69,6 +69,7 @@ def _content(folder: Path, summary: Summary) -> dict[str, Any]:
         "answers": examples(folder / "evaluation" / "answers.jsonl"),
         "rollout": rolled,
         "rollout_chart": Markup(rollout_chart(looks, rolled["alpha"])) if len(looks) > 1 else "",
+        "cost": _read(folder / "cost.json"),
         "lineage": _read(folder / "lineage.json"),
     }
 
