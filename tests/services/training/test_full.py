@@ -9,16 +9,20 @@ import signal
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.services.storage.servers import ACCESS, SECRET, moto
 from trainyard import storage
+from trainyard.evaluation.scores import read_scores
 from trainyard.files import read_json
+from trainyard.parity import record as parity
+from trainyard.recipe import read_recipe
 from trainyard.recipe.register import S3Archive
-from trainyard.serving.engines import start_local
+from trainyard.release import evaluation
+from trainyard.release.job import Job
+from trainyard.release.training import Trained
 from trainyard.training.job import TrainJob
 from trainyard.training.journal import read_metrics
 from trainyard.training.launcher import launch
@@ -26,6 +30,7 @@ from trainyard.training.mirror import Mirror
 
 torch.set_num_threads(1)
 BASE = Path("recipes/quickstart/base")
+RECIPE = "recipes/quickstart.yaml"
 DEADLINE_S = 300
 
 
@@ -96,24 +101,36 @@ def test_another_machine_goes_on_from_the_copies_in_the_archive(job, full, store
     assert storage.list_checkpoints(store, "run") == []
 
 
-def test_a_whole_model_is_served_beside_the_base_it_was_trained_from(full, tmp_path):
-    result = full[1]
-    question = {"messages": [{"role": "user", "content": "Order 3 of 10 lamps. Which order?"}]}
-    with start_local(
-        "cpu",
-        base=BASE,
-        base_name="base",
-        adapters={"tuned@1": result.adapter},
-        log=tmp_path / "log",
-    ) as running:
-        asked = {
-            name: httpx.post(
-                f"{running.url}/v1/chat/completions",
-                json=question | {"model": name, "max_tokens": 12, "temperature": 0},
-                timeout=120,
-                trust_env=False,
-            ).json()["choices"][0]["message"]["content"]
-            for name in ("base", "tuned@1", "base")
-        }
-    assert asked["tuned@1"].startswith('{"order"')
-    assert asked["base"] != asked["tuned@1"]
+def test_a_whole_model_is_served_beside_its_base_and_is_what_was_trained(full, tmp_path):
+    folder, result = full
+    suite = {
+        "name": "tickets",
+        "kind": "task",
+        "data": "recipes/quickstart/eval.jsonl",
+        "limit": 4,
+        "metrics": ["exact_match"],
+        "max_tokens": 4,
+    }
+    overrides = {
+        "train.method": "full",
+        "train.backend": "trl",
+        "evaluate.suites": [suite],
+        "evaluate.max_truncated": 1.0,
+        "evaluate.parity.probes": 2,
+        "gates": {"exact_match": ">= 0"},
+    }
+    recipe = read_recipe(Path(RECIPE), overrides)
+    job = Job(recipe=recipe, recipe_path=RECIPE, run_id="r", home=tmp_path)
+    trained = Trained(result=result, folder=folder, skipped=False)
+    found = evaluation.run(job, trained, None, lambda *_: None)
+    assert {score.arm for score in read_scores(found.folder / "scores.jsonl")} == {
+        "candidate",
+        "base",
+    }
+    record = parity.read(found.folder)
+    assert [(step.name, step.verdict) for step in record.steps] == [
+        ("template", "ok"),
+        ("adapter", "ok"),
+        ("precision", "ok"),
+        ("server", "ok"),
+    ]

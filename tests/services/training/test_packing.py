@@ -4,10 +4,56 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
 
 from trainyard.errors import TrainingFailed
+from trainyard.training import selfcheck
 from trainyard.training.journal import read_metrics
 from trainyard.training.launcher import launch
+from trainyard.training.objectives import Pack
+from trainyard.training.rows import IGNORED
+
+torch.set_num_threads(1)
+BASE = Path("recipes/quickstart/base")
+
+
+class Bare:
+    """As much of a trainer as the self-check asks."""
+
+    def __init__(self, attention, collator):
+        self.data_collator = collator
+        self.model = AutoModelForCausalLM.from_pretrained(
+            BASE, dtype=torch.float32, attn_implementation=attention
+        )
+
+    def units(self, batch):
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+    def loss_of(self, batch, units):
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        logits = self.model(**inputs, use_cache=False).logits
+        found = cross_entropy(logits[0, :-1], batch["labels"][0, 1:], reduction="sum")
+        return found / units
+
+
+class Leaky(Pack):
+    def __call__(self, rows):
+        batch = super().__call__(rows)
+        return batch | {"position_ids": torch.arange(batch["input_ids"].shape[1])[None]}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_each_attention_keeps_rows_apart_or_is_refused(attention):
+    rows = [
+        {"input_ids": [i + 5, *range(9, 30)], "labels": [i + 5, *range(9, 30)]} for i in range(4)
+    ]
+    found = selfcheck.packing(Bare(attention, Pack(0, 1)), rows)
+    assert found["attention"] == attention
+    assert found["packed"] == pytest.approx(found["alone"], rel=1e-4)
+    with pytest.raises(selfcheck.Failed, match=rf"packing: .* {attention} attention"):
+        selfcheck.packing(Bare(attention, Leaky(0, 1)), rows)
 
 
 def test_packed_rows_train_what_padded_ones_train(plain_job, plain, tmp_path):
