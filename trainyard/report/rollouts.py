@@ -47,6 +47,8 @@ def _weights(looks: Sequence[Mapping[str, Any]], xs: Sequence[float]) -> list[st
         if steps:
             steps.append((x, steps[-1][1]))
         steps.append((x, scale(look["weight"])))
+    if looks[-1].get("decision") == "abort":
+        steps.append((xs[-1], base))
     marks = [(scale(value), f"{value} %") for value in (0, 50, 100)]
     return [*_frame(0, "weight of the candidate", marks), _line(steps, "line")]
 
@@ -63,7 +65,7 @@ def _evidence(
         share = (math.log10(min(value, 10**high)) - low) / (high - low)
         return base - share * _PANEL
 
-    marks = [(scale(10.0**power), _power(power)) for power in (-3, 0)]
+    marks = [(scale(value), f"{value:g}") for value in (_LOWEST_E, 1.0)]
     y = scale(limit)
     return [
         *_frame(1, "e-value: evidence that the candidate is worse", marks),
@@ -112,10 +114,6 @@ def _frame(panel: int, title: str, marks: Sequence[tuple[float, str]]) -> list[s
 def _line(points: Sequence[Point], style: str) -> str:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return f'<polyline class="{style}" points="{path}"/>'
-
-
-def _power(power: int) -> str:
-    return "1" if power == 0 else f"10^{power}"
 
 
 def _duration(seconds: float) -> str:
