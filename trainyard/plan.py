@@ -48,7 +48,7 @@ class Plan(Frozen):
     stages: list[PlanStage]
     vram: needs.Memory | None
     disk: dict[str, float]
-    """`needed_gib` and `free_gib`."""
+    """`needed_gib` of checkpoints and adapter, `export_gib` of a merged export, `free_gib`."""
     time_s: float | None
     gpu_hours: float | None
     cost: float | None
@@ -205,6 +205,10 @@ def as_text(plan: Plan) -> str:
     if plan.vram:
         of = f" of {plan.vram.available_gib:.1f}" if plan.vram.available_gib else ""
         lines.append(f"  memory {plan.vram.needed_gib:.1f}{of} GiB")
+    if "needed_gib" in plan.disk:
+        needed, free = plan.disk["needed_gib"], plan.disk["free_gib"]
+        export = plan.disk["export_gib"]
+        lines.append(f"  disk {needed:.2f} of {free:.1f} GiB, and {export:.2f} for an export")
     if plan.time_s is not None:
         lines.append(f"  time about {plan.time_s / 60:.0f} min of training")
     if plan.cost is not None:

@@ -53,7 +53,10 @@ def budget(
 ) -> Budget:
     """Estimate from the number of training rows and their mean length in tokens."""
     steps = train.total_steps(rows)
-    tokens = int(steps * min(train.batch_size, rows) * mean_tokens)
+    if train.grpo:  # every answer is sampled: as long as it may be
+        tokens = int(steps * train.batch_size * (mean_tokens + train.grpo.max_tokens))
+    else:
+        tokens = int(steps * min(train.batch_size, rows) * mean_tokens)
     hours = _seconds(shape, train, resources, steps, tokens) / 3600
     gpu_hours = hours * resources.gpus
     price = resources.price_per_gpu_hour
@@ -80,6 +83,7 @@ def _seconds(
     weights = shape.active_linear + shape.vocabulary * shape.hidden
     passes = 4 if train.activation_checkpointing == "none" else 6
     passes += 2 if train.method == "full" else 0
+    passes += 2 if train.grpo else 0  # sampling; token by token a GPU is far below its peak
     work = passes * weights * tokens
     if not resources.gpus:
         return CPU_START_S + work / (CPU_FLOPS_PER_THREAD * train.threads)
