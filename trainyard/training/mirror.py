@@ -45,7 +45,8 @@ class Mirror:
             return
         logger.info("%s of %s comes from the archive", found.name, self.run)
         self.known.add(found.name)
-        shutil.copyfile(found / METRICS, folder / METRICS)
+        if (found / METRICS).is_file():  # a program of somebody else's may not add it
+            shutil.copyfile(found / METRICS, folder / METRICS)
         if (found / BEST).is_dir():
             shutil.copytree(found / BEST, folder / BEST, dirs_exist_ok=True)
 
