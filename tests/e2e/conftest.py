@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -89,10 +90,22 @@ def air_gap() -> Iterator[str | None]:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    tmp_path = tmp_path_factory.mktemp("clone")
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # PostgreSQL has a user of its own
+def clone() -> Iterator[Clone]:
+    # not below pytest's own folder, which another session closes to PostgreSQL's user
+    with TemporaryDirectory(prefix="trainyard-") as name:
+        folder = Path(name).resolve()
         folder.chmod(0o755)
+        _copy(folder)
+        made = Clone(folder)
+        yield made
+        made.run("deployments.down")
+        left = made.processes()
+        for process in left:
+            process.kill()
+        assert not left, f"left running: {[p.cmdline() for p in left]}"
+
+
+def _copy(folder: Path) -> None:
     root = Path(__file__).parents[2]
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
@@ -100,12 +113,5 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     )  # fmt: skip
     for name in listed.stdout.splitlines():
         if (root / name).is_file():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / name, tmp_path / name)
-    made = Clone(tmp_path)
-    yield made
-    made.run("deployments.down")
-    left = made.processes()
-    for process in left:
-        process.kill()
-    assert not left, f"left running: {[p.cmdline() for p in left]}"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, folder / name)
