@@ -95,14 +95,15 @@ def run(
     TrainingFailed when the run ends otherwise than completed.
     """
     names = [deployments] if isinstance(deployments, str) else list(deployments)
+    tags = turn.tags_of(recipe, priority)
     with server() as prefect:
         for attempt in range(1, CRASHES + 2):
             name, pool = prefect.ask(lambda client: _with_worker(client, names))
             if pool:
                 turn.wait(prefect, pool, recipe, priority)
-            state = _follow(
-                prefect, _start(prefect, name, parameters, stage, attempt, recipe, priority), pool
-            )
+            # The attempt is part of the key: with a fixed one, a retry would get the old failed run
+            key = f"{this_run.id}:{stage}:{this_run.run_count}:{attempt}"
+            state = _follow(prefect, _start(prefect, name, parameters, tags, key), pool)
             if state.is_completed():
                 return
             said = f"{stage} by {name} ended {state.name}: {state.message}"
@@ -112,25 +113,16 @@ def run(
 
 
 def _start(
-    prefect: Server,
-    name: str,
-    parameters: dict[str, Any],
-    stage: str,
-    attempt: int,
-    recipe: str,
-    priority: int,
+    prefect: Server, name: str, parameters: dict[str, Any], tags: list[str], key: str
 ) -> FlowRun:
-    """Start it once: asked again after an outage, the server returns the run that it made.
-
-    The attempt is part of the key: with a fixed one, a retry would get the old failed run back.
-    """
+    """Start it once: asked again after an outage, the server returns the run that it made."""
 
     def start(_: SyncPrefectClient) -> FlowRun:
         started = run_deployment(
             name,
             parameters=parameters,
-            idempotency_key=f"{this_run.id}:{stage}:{this_run.run_count}:{attempt}",
-            tags=turn.tags_of(recipe, priority),
+            idempotency_key=key,
+            tags=tags,
             job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}},
             timeout=0,
         )
