@@ -23,7 +23,7 @@ import yaml
 from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -139,7 +139,7 @@ def measure(root: Path, count: int) -> dict[str, Any]:
         made = client.read_deployment_by_name("small-release/bench").id
         for number, name in enumerate(names):
             given = {"root": str(root), "name": name, "number": number, "seconds": SECONDS}
-            client.create_flow_run_from_deployment(made, parameters=given, name=f"{count} {number}")
+            client.create_flow_run_from_deployment(made, parameters=given, tags=[f"round {count}"])
         peak, runs = wait(client, count)
     seconds = time.monotonic() - begin
     times = [json.loads(file.read_text()) for file in (root / "times").iterdir()]
@@ -165,11 +165,11 @@ def measure(root: Path, count: int) -> dict[str, Any]:
 
 def wait(client: Any, count: int) -> tuple[int, list[FlowRun]]:
     """Return the server's largest memory, and the runs when all have ended."""
-    wanted = FlowRunFilter(name=FlowRunFilterName(like_=f"{count} "))
+    wanted = FlowRunFilter(tags=FlowRunFilterTags(all_=[f"round {count}"]))
     peak, end = 0, time.monotonic() + 120 + 60 * count
     while True:
         peak = max(peak, server_rss_mib())
-        runs = client.read_flow_runs(flow_run_filter=wanted)
+        runs = client.read_flow_runs(flow_run_filter=wanted, limit=200)
         left = [run for run in runs if run.state is None or not run.state.is_final()]
         if not left or time.monotonic() > end:
             return peak, runs
