@@ -125,7 +125,7 @@ class Rows:
         if kind == "truncated_output":
             row["output"] = words[:middle] + ",\n```python\nprint(1)"
         if kind == "repetition":
-            row["output"] = " ".join([self.text(6)] * 15)
+            row["output"] = " ".join([self.text(6)] * 15) + "."
         if kind == "leak":
             sample = rng.choice(self.eval_rows)
             row["instruction"], row["input"] = sample["instruction"], sample["input"]

@@ -89,14 +89,18 @@ def without(common: Any, gram: Any, count: int) -> int:
     """Drop grams that are common in this data; with none left, one for the whole stays."""
     if not len(common[0]):
         return count
-    whole = np.uint64(0)
+    _, bits, shift = common
     n = 0
     for i in range(count):
-        whole = mix(whole ^ gram[i])
-        if not contains(common, gram[i]):
-            gram[n] = gram[i]
+        x = gram[i]
+        # the bitmap is asked here: a call of `contains` counts references to each array
+        if not (_marked(bits, x >> shift) and contains(common, x)):
+            gram[n] = x
             n += 1
     if n == 0 and count:
+        whole = np.uint64(0)
+        for i in range(count):
+            whole = mix(whole ^ gram[i])
         gram[0] = whole
         n = 1
     return n
