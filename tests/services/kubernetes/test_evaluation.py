@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.services.kubernetes.conftest import NAMESPACE, FakeCluster
-from tests.services.kubernetes.test_rollout import make_spec, until
+from tests.services.kubernetes.test_rollout import make_spec
+from tests.services.rollout.stubs import until
 from trainyard.errors import InputError, Unavailable
 from trainyard.rollout import kubernetes_evaluation
 

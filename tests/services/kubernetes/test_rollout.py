@@ -1,12 +1,10 @@
 """Rollouts in a cluster: the real client, engines and gateways as processes, our own API server."""
 
-import json
 import os
 import secrets
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +13,10 @@ import httpx
 import pytest
 
 from tests.services.kubernetes.conftest import NAMESPACE, FakeCluster, running
+from tests.services.rollout.stubs import QUICK, REPLAY, USER, ask, until, version
 from trainyard import rollout
 from trainyard.errors import InputError, NotFound, Refused, Unavailable
-from trainyard.recipe.deploy import Canary, DeploySpec, Hpa, KubernetesTarget
+from trainyard.recipe.deploy import DeploySpec, Hpa, KubernetesTarget
 from trainyard.rollout import manifest_names, manifest_traffic
 from trainyard.rollout.kubernetes import Cluster
 from trainyard.rollout.kubernetes_lease import Lease, guard
@@ -26,8 +25,6 @@ from trainyard.rollout.state import Store
 from trainyard.rollout.target import ServedVersion, Terms
 
 DIGEST = "sha256:" + "0" * 64
-QUICK = Canary(steps=(20, 50), min_requests=8, requests=12, margin=0.1, look_s=0.4)
-REPLAY = [{"messages": [{"role": "user", "content": f"question {i}"}]} for i in range(20)]
 
 
 def make_spec(mount: str, url: str, **target: Any) -> DeploySpec:
@@ -59,14 +56,6 @@ def target(cluster: FakeCluster, spec: DeploySpec, tmp_path: Path) -> Iterator[P
     yield found
     found.down()
     assert [key for key in cluster.api.objects if key[0] in ("deployments", "secrets")] == []
-
-
-def version(folder: Path, digest: str, **behaviour: Any) -> ServedVersion:
-    adapter = folder / digest
-    adapter.mkdir()
-    (adapter / "behaviour.json").write_text(json.dumps(behaviour))
-    (adapter / "adapter_config.json").write_text('{"r": 8}')
-    return ServedVersion(name="m", digest=digest * 8, adapter=adapter, base=folder)
 
 
 @pytest.fixture
@@ -116,28 +105,8 @@ def green(steady: Steady) -> Iterator[ServedVersion]:
     steady.target.stop("green")
 
 
-# nothing is kept open: nobody closes it
-USER = httpx.Client(verify=False, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
-
-
-def ask(target: PodsTarget, **headers: str) -> httpx.Response:
-    return USER.post(
-        f"{target.endpoint()}/v1/chat/completions",
-        json={"model": "m", "messages": [{"role": "user", "content": "hi"}]},
-        headers=headers,
-        timeout=10,
-    )
-
-
 def serving(target: PodsTarget) -> set[str]:
     return {ask(target).headers["x-trainyard-version"] for _ in range(12)}
-
-
-def until(condition: Any, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def names(cluster: FakeCluster, plural: str) -> list[str]:
@@ -309,7 +278,7 @@ def test_two_controllers_never_hold_one_rollout(steady: Steady, green: ServedVer
 CONTROLLER = """
 import sys
 from pathlib import Path
-from tests.services.kubernetes.test_rollout import QUICK, REPLAY
+from tests.services.rollout.stubs import QUICK, REPLAY
 from trainyard import rollout
 from trainyard.recipe.deploy import DeploySpec
 from trainyard.rollout.target import ServedVersion

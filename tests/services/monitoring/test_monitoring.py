@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from deployments.monitoring import dashboards
-from tests.services.rollout.test_local import REPLAY, SPEC, local_target, version
+from tests.services.rollout.stubs import REPLAY, version
+from tests.services.rollout.test_local import SPEC, local_target
 from trainyard import process, rollout
 from trainyard.run import Run
 

@@ -1,5 +1,6 @@
 """What ends a rollout beside the comparison: users' votes, objectives, a budget that burns."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,16 +10,10 @@ import httpx
 import pytest
 
 from tests.services.gateway.test_gateway import certificate
-from tests.services.rollout.test_local import (
-    QUICK,
-    REPLAY,
-    SPEC,
-    ask,
-    local_target,
-    serving,
-    version,
-)
-from trainyard import rollout
+from tests.services.rollout.stubs import QUICK, REPLAY, ask, version
+from tests.services.rollout.test_local import SPEC, local_target, serving
+from trainyard import cli, rollout
+from trainyard.errors import Waiting
 from trainyard.recipe.deploy import Ab, AllAtOnce, SloSpec, TlsFiles
 from trainyard.rollout.gateway_target import GatewayTarget
 from trainyard.rollout.state import Store
@@ -145,3 +140,32 @@ def test_a_rollout_behind_tls_replays_its_prompts(tmp_path: Path) -> None:
         assert done.promoted, done.state.reason
     finally:
         target.down()
+
+
+def test_a_person_answers_by_the_command_line(
+    target: GatewayTarget, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = version(tmp_path, "aaaaaaaa"), version(tmp_path, "bbbbbbbb")
+    rollout.run(target, old, spec=SPEC)
+    strategy = QUICK.model_copy(update={"approve_at": (50.0, 100.0)})
+    spec = SPEC.model_copy(update={"strategy": strategy})
+
+    def say(word: str) -> int:
+        home = str(tmp_path / "home")
+        return cli.main(["rollout", "m", word, "--why", "a reason", "--home", home])
+
+    with pytest.raises(Waiting, match=r"go to 50 %"):
+        rollout.run(target, new, spec=spec, replay=REPLAY)
+    routes = json.loads((target.folder / "routes.json").read_text())
+    assert (routes["weight"], routes["lease_until"]) == (0, None), "no lease runs out meanwhile"
+    assert target.engine("green") is not None
+    assert say("approve") == 0
+    assert "repeat the release to go on" in capsys.readouterr().out
+    with pytest.raises(Waiting, match=r"go to 100 %"):
+        rollout.run(target, new, spec=spec, replay=REPLAY)
+    assert say("abort") == 0
+    assert "is aborted, the champion serves everybody" in capsys.readouterr().out
+    assert serving(target) == old.digest
+    assert target.engine("green") is None
+    assert say("approve") == 2
+    assert "no rollout of m is in progress" in capsys.readouterr().err

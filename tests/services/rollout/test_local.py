@@ -14,35 +14,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 
+from tests.services.rollout.stubs import QUICK, REPLAY, ask, until, version
 from trainyard import rollout
 from trainyard.errors import InputError, NotFound, Refused
-from trainyard.recipe.deploy import AllAtOnce, BlueGreen, Canary, DeploySpec
+from trainyard.recipe.deploy import AllAtOnce, BlueGreen, DeploySpec
 from trainyard.rollout.gateway_target import GatewayTarget, serving_folder
 from trainyard.rollout.local import LocalEngines
 from trainyard.rollout.state import Store
 from trainyard.rollout.target import ServedVersion
 from trainyard.version import assemble, digest_of, verify
 
-QUICK = Canary(steps=(20, 50), min_requests=8, requests=12, margin=0.1, look_s=0.4)
 SPEC = DeploySpec(port=0, strategy=QUICK, soak_s=0.5, lease_s=2, ready_timeout_s=20)
-REPLAY = [{"messages": [{"role": "user", "content": f"question {i}"}]} for i in range(20)]
 
 
 def stub(version: ServedVersion, port: int) -> list[str]:
     behaviour = version.adapter / "behaviour.json"
     program = [sys.executable, "-m", "bench.stub_engine", str(port), "--model", version.model]
     return [*program, "--behaviour", str(behaviour)]
-
-
-def version(folder: Path, digest: str, **behaviour: Any) -> ServedVersion:
-    adapter = folder / digest
-    adapter.mkdir()
-    (adapter / "behaviour.json").write_text(json.dumps(behaviour))
-    return ServedVersion(name="m", digest=digest * 8, adapter=adapter, base=folder)
 
 
 def local_target(home: Path, spec: DeploySpec = SPEC) -> GatewayTarget:
@@ -61,15 +52,6 @@ def champion(target: GatewayTarget, tmp_path: Path) -> ServedVersion:
     served = version(tmp_path, "aaaaaaaa")
     assert rollout.run(target, served, spec=SPEC).promoted
     return served
-
-
-def ask(target: GatewayTarget, **headers: str) -> httpx.Response:
-    return httpx.post(
-        f"{target.endpoint()}/v1/chat/completions",
-        json={"model": "m", "messages": [{"role": "user", "content": "hi"}]},
-        headers=headers,
-        timeout=10,
-    )
 
 
 def engine_pid(target: GatewayTarget, slot: str) -> int:
@@ -229,7 +211,8 @@ def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
 CONTROLLER = """
 import sys
 from pathlib import Path
-from tests.services.rollout.test_local import SPEC, REPLAY, QUICK, local_target
+from tests.services.rollout.stubs import QUICK, REPLAY
+from tests.services.rollout.test_local import SPEC, local_target
 from trainyard import rollout
 from trainyard.rollout.state import Store
 from trainyard.rollout.target import ServedVersion
@@ -253,13 +236,6 @@ def controller(home: Path, served: ServedVersion) -> Iterator[subprocess.Popen[b
     finally:
         child.kill()
         child.wait()
-
-
-def until(condition: Any, seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_a_killed_controller_leaves_the_champion_and_can_be_taken_up(
