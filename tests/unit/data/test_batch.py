@@ -100,7 +100,7 @@ damage = st.tuples(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(st.lists(st.tuples(shapes, st.booleans(), st.booleans(), st.none() | damage), max_size=12))
 def test_damaged_escaped_and_foreign_text_is_read_as_the_reader_reads_it(given: Any) -> None:
     content = []
