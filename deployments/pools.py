@@ -15,7 +15,7 @@ from typing import Any, Literal, assert_never
 import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.workers.process import ProcessWorker
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
@@ -128,8 +128,11 @@ def apply(pools: list[WorkPool]) -> None:
                     concurrency_limit=pool.concurrency_limit,
                     base_job_template=template,
                 )
-                client.create_work_pool(create)
-                done = "created"
+                try:
+                    client.create_work_pool(create)
+                    done = "created"
+                except ObjectAlreadyExists:  # somebody else was quicker, with the same file
+                    done = "there already"
             print(f"work pool {pool.name} {done}: {pool.type}, {pool.concurrency_limit} at a time")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging.configuration import setup_logging
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 
@@ -87,6 +88,14 @@ def main(release: Callable[..., Summary]) -> None:
         _end(f"waiting: {error}", 3)
     except TrainyardError as error:
         _end(f"could not be done: {error}", 2)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code not in (401, 403):
+            raise
+        _end(
+            f"could not be done: {PREFECT_API_URL.value()} refuses without its credential: set "
+            "PREFECT_API_AUTH_STRING to NAME:PASSWORD",
+            2,
+        )
     except KeyboardInterrupt:
         _end("interrupted: run the same command again, finished stages are kept", 130)
     folder = Path(".trainyard/runs") / summary.run_id

@@ -3,6 +3,7 @@
 from prefect import flow
 
 from tasks import evaluation as task
+from trainyard import secrets
 from trainyard.release.champion import Champion
 from trainyard.release.evaluation import Evaluated
 from trainyard.release.job import Job
@@ -12,4 +13,5 @@ from trainyard.release.training import Trained
 @flow(name="evaluation", flow_run_name="evaluate {job.run_id}")
 def evaluation(job: Job, trained: Trained, champion: Champion | None = None) -> Evaluated:
     """Ask candidate, base and champion the same questions, and keep every score."""
+    secrets.know(job.recipe.model_dump())
     return task.evaluate(job, trained, champion)

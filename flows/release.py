@@ -11,8 +11,9 @@ from prefect import flow
 from flows import console
 from flows.evaluation import evaluation
 from flows.training import training
-from tasks import approval, data, dispatch, gate, notify, plan, registry, report, rollout
+from tasks import approval, data, dispatch, gate, notify, plan, registry, report, rollout, traces
 from tasks.policy import quiet_own_errors
+from trainyard import secrets
 from trainyard.environment import HERE, Environment, read_environment
 from trainyard.errors import Refused
 from trainyard.gate import Decision, Verdict
@@ -39,6 +40,7 @@ class Proven(NamedTuple):
 
 
 quiet_own_errors()
+traces.start()
 
 
 @flow(
@@ -65,6 +67,7 @@ def release(
     """
     where = read_environment(environment)
     wanted = read_recipe(Path(recipe), overrides)
+    secrets.know(wanted.model_dump())
     with Run.opened(HOME, wanted.name, recipe, dispatch.flow_run_id()) as run:
         job = Job(recipe=wanted, recipe_path=recipe, run_id=run.summary.run_id, home=HOME)
         try:

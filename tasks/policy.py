@@ -1,12 +1,14 @@
 """What is retried, and what a log shows of an error. Said once."""
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 from prefect import Task
+from prefect.blocks.system import Secret
 from prefect.client.schemas.objects import State, TaskRun
 
-from trainyard.errors import TrainyardError, Unavailable
+from trainyard import secrets
+from trainyard.errors import InputError, TrainyardError, Unavailable
 
 RETRY_DELAYS_S = [5.0, 30.0]
 
@@ -24,8 +26,18 @@ class _OwnErrorsSpeakForThemselves(logging.Filter):
         return True
 
 
+def _block(name: str) -> str:
+    try:
+        found = Secret.load(name)
+    except ValueError:
+        raise InputError(f"block:{name}: Prefect has no Secret block of that name") from None
+    return str(cast(Secret[Any], found).get())
+
+
 def quiet_own_errors() -> None:
-    """Log an error that we raised on purpose as one sentence, not as a traceback."""
+    """Log an error that we raised on purpose as one sentence, and no secret at all."""
+    secrets.mask_logs()
+    secrets.sources["block"] = _block
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logger = logging.getLogger(name)
         if not any(isinstance(found, _OwnErrorsSpeakForThemselves) for found in logger.filters):

@@ -14,7 +14,12 @@ pickled between processes.
 
 
 class TrainyardError(Exception):
-    """Base of everything raised on purpose."""
+    """Base of everything raised on purpose. Its words never show a secret, wherever they go."""
+
+    def __str__(self) -> str:
+        from trainyard.secrets import mask  # noqa: PLC0415  (it raises these)
+
+        return mask(super().__str__())
 
 
 class InputError(TrainyardError, ValueError):

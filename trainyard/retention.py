@@ -25,6 +25,7 @@ CHECKPOINTS = "checkpoints"
 CACHES = (
     "judge/*",
     "logs/*",
+    "checkouts/*",
     "reproductions/*",
     "held/*",
     "wandb/run-*",

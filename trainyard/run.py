@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from trainyard import files, process
 from trainyard.errors import InputError, TrainyardError
+from trainyard.secrets import mask
 
 logger = logging.getLogger(__name__)
 
@@ -193,4 +194,4 @@ def reason_of(error: BaseException) -> str:
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    return f"{type(error).__name__}: {error}"
+    return mask(f"{type(error).__name__}: {error}")

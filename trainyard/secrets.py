@@ -1,12 +1,22 @@
 """Secrets are named in recipes and resolved where they are used; what was resolved is masked."""
 
+import logging
 import os
 import re
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from trainyard.errors import InputError
 
 _resolved: set[str] = set()
+
+sources: dict[str, Callable[[str], str]] = {}
+"""More kinds of references, as `block:NAME` where Prefect is at hand: kind -> name -> value."""
+
+_REFERENCE = re.compile(r"(env|file|block):.+")
 
 _SHAPES = re.compile(
     r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|glpat-[A-Za-z0-9_-]{20,}"
@@ -22,7 +32,7 @@ _IN_URL = re.compile(r"(\w+://)[^/\s:@]+(?::[^/\s@]*)?@")
 
 
 def resolve(reference: str) -> str:
-    """Return the secret behind `env:NAME` or `file:PATH`; InputError when there is none."""
+    """Return the secret behind `env:NAME`, `file:PATH` or `block:NAME`; InputError without one."""
     kind, _, place = reference.partition(":")
     if kind == "env":
         value = os.environ.get(place, "")
@@ -35,11 +45,55 @@ def resolve(reference: str) -> str:
             raise InputError(f"{reference} cannot be read: {error.strerror}") from None
         if not value:
             raise InputError(f"{reference}: the file is empty")
+    elif kind in sources:
+        value = sources[kind](place)
     else:
-        raise InputError(f"a secret is named as env:NAME or file:PATH, found {kind}:...")
+        kinds = " or ".join(["env:NAME", "file:PATH", *(f"{more}:NAME" for more in sources)])
+        raise InputError(f"a secret is named as {kinds}, found {kind}:...")
     if len(value) >= 6:
         _resolved.add(value)
     return value
+
+
+def know(values: Any) -> None:
+    """Resolve every reference in a recipe's values, so that `mask` knows it wherever it turns up.
+
+    What cannot be resolved here is left to whoever needs it.
+    """
+    if isinstance(values, str) and _REFERENCE.fullmatch(values):
+        with suppress(InputError):
+            resolve(values)
+    elif isinstance(values, Mapping):
+        know(list(values.values()))
+    elif isinstance(values, Iterable) and not isinstance(values, str):
+        for value in values:
+            know(value)
+
+
+def mask_logs() -> None:
+    """From here on, no record of any logger in this process shows a secret, nor its traceback."""
+    make = logging.getLogRecordFactory()
+    if getattr(make, "masks", False):
+        return
+
+    def masked(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        with suppress(Exception):  # a record that cannot be formatted is its handler's to report
+            record.msg, record.args = mask(record.getMessage()), ()
+        if record.exc_info and record.exc_info[0]:
+            record.exc_text = mask("".join(traceback.format_exception(*record.exc_info)).rstrip())
+        return record
+
+    masked.masks = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(masked)
+
+
+def mask_file(path: Path) -> None:
+    """Mask a text file in place; one that is not there, or holds no secret, stays as it is."""
+    with suppress(FileNotFoundError):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if (clean := mask(text)) != text:
+            path.write_text(clean, encoding="utf-8")
 
 
 def mask(text: str) -> str:

@@ -6,7 +6,16 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainyard import approval, attestation, files, lineage, reproduction, rollout, storage
+from trainyard import (
+    approval,
+    attestation,
+    files,
+    lineage,
+    reproduction,
+    rollout,
+    secrets,
+    storage,
+)
 from trainyard.errors import InputError, NotFound
 from trainyard.lineage import Lineage
 from trainyard.recipe import Recipe
@@ -185,5 +194,6 @@ def recipe_of(name: str, home: Path) -> Recipe:
                 f"{error.errors()[0]['msg']}; release {name} again"
             ) from None
         if recipe.name == name:
+            secrets.know(recipe.model_dump())
             return recipe
     raise NotFound(f"no release of {name} in {home}; `trainyard status` lists what there is")

@@ -176,3 +176,18 @@ def delete(store: storage.Store, key: str) -> None:
         storage.delete_tree(store, key)
     else:
         store.delete(key)
+
+
+def test_a_checkout_of_a_pushed_commit_is_an_item_and_not_what_it_links_to(tmp_path: Path) -> None:
+    home = tmp_path / ".trainyard"
+    (home / "runs/r1").mkdir(parents=True)
+    (home / "runs/r1/summary.json").write_text("{}" * 5000)
+    checkout = home / "checkouts/abc"
+    checkout.mkdir(parents=True)
+    (checkout / "recipe.yaml").write_text("name: a")
+    (checkout / ".trainyard").symlink_to(home)
+    found = retention.in_home(home)
+    assert found["checkouts/abc"].size == len("name: a")
+    retention.delete_from_home(home, found["checkouts/abc"])
+    assert not checkout.exists()
+    assert (home / "runs/r1/summary.json").exists()

@@ -6,8 +6,11 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from trainyard.recipe.base import Frozen
 
-SecretRef = Annotated[str, Field(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$")]
-"""Where a secret is found, never the secret: `env:NAME` or `file:/run/secrets/name`."""
+SecretRef = Annotated[
+    str, Field(pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+|block:[a-z0-9-]+)$")
+]
+"""Where a secret is found, never the secret: `env:NAME`, `file:/run/secrets/name`, or `block:name`
+for a Secret block of Prefect, in a flow."""
 
 
 class MlflowRegistry(Frozen):

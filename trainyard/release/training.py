@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trainyard import cost, files, stage, storage
+from trainyard import cost, files, secrets, stage, storage
 from trainyard.errors import InputError, Refused, TrainingFailed
 from trainyard.recipe.base import Frozen
 from trainyard.registry import open_registry
@@ -17,6 +17,7 @@ from trainyard.training import estimates
 from trainyard.training.job import (
     ADAPTER,
     JOB,
+    LOG,
     METRICS,
     RESULT,
     TrainJob,
@@ -143,6 +144,8 @@ def _launch(job: Job, work: TrainJob, held: Stage, progress: Progress) -> TrainR
                 "its last checkpoint stays: raise the budget and run the same command again"
             ) from error
         raise
+    finally:
+        secrets.mask_file(held.folder / LOG)
 
 
 def _mirror(job: Job, held: Stage) -> Mirror | None:
