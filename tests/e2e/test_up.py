@@ -114,8 +114,12 @@ def test_containers_release_what_processes_release(
     by_containers = json.loads(file.read_text())
     assert not any(stage["skipped"] for stage in by_containers["stages"])
     # the version is named by the digest of its weights
-    for key in ("verdict", "version", "scores"):
+    for key in ("verdict", "version"):
         assert by_containers[key] == by_processes[key]
+    # which questions meet in one batch is a matter of time, and moves the ninth digit
+    for suite, metrics in by_processes["scores"].items():
+        for metric, arms in metrics.items():
+            assert by_containers["scores"][suite][metric] == pytest.approx(arms, rel=1e-6)
     ours = [run for run in runs(up) if run["work_pool_name"] == "containers"]
     assert len(ours) == 3
     assert all(len(run["infrastructure_pid"].rpartition(":")[2]) == 64 for run in ours)
