@@ -8,11 +8,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import sacrebleu
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import Tokenizer
 
 from trainyard.errors import InputError
 from trainyard.evaluation.words import normal, words
@@ -21,17 +19,6 @@ RougeVariant = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
 _BLEU = sacrebleu.BLEU()
 _SENTENCE_BLEU = sacrebleu.BLEU(effective_order=True)
 _CHRF = sacrebleu.CHRF()
-
-
-class _Words(Tokenizer):  # type: ignore[misc]
-    def tokenize(self, text: str) -> list[str]:
-        return words(text)
-
-
-_ROUGE = {
-    name: RougeScorer([name], tokenizer=_Words())
-    for name in ("rouge1", "rouge2", "rougeL", "rougeLsum")
-}
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -78,9 +65,12 @@ def rouge(candidate: str, reference: str, variant: RougeVariant) -> float:
     rougeLsum takes the union over lines, rougeL the whole text as one; they differ on texts of
     several lines. Raises InputError for another variant.
     """
-    if variant not in _ROUGE:
-        raise InputError(f"{variant!r} is no ROUGE variant; use one of {', '.join(_ROUGE)}")
-    return float(_ROUGE[variant].score(reference, candidate)[variant].fmeasure)
+    if variant not in get_args(RougeVariant):
+        known = ", ".join(get_args(RougeVariant))
+        raise InputError(f"{variant!r} is no ROUGE variant; use one of {known}")
+    from trainyard.evaluation.rouge import f_measure
+
+    return f_measure(candidate, reference, variant)
 
 
 def bleu(candidates: Sequence[str], references: Sequence[str]) -> float:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
-from scipy.stats import rankdata
 
 from trainyard.errors import InputError
+from trainyard.evaluation.ranks import average_ranks
 
 Floats = NDArray[np.float64]
 
@@ -239,4 +239,4 @@ def auc(labels: Floats, scores: Floats) -> float:
     """Area under the ROC curve, ties counting half (Mann-Whitney)."""
     positive = labels == 1
     n, m = int(positive.sum()), int((~positive).sum())
-    return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * m))
+    return float((average_ranks(scores)[positive].sum() - n * (n + 1) / 2) / (n * m))

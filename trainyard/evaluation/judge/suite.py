@@ -7,14 +7,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import rankdata
-
 from trainyard.errors import InputError
 from trainyard.evaluation.judge import calibration
 from trainyard.evaluation.judge.calls import Account, Call, Jury, Shown, judge
 from trainyard.evaluation.judge.checks import flags
 from trainyard.evaluation.judge.protocol import Pair, judged_item
 from trainyard.evaluation.judge.rate import call_score, win_rate
+from trainyard.evaluation.ranks import average_ranks
 from trainyard.evaluation.samples import Item
 from trainyard.evaluation.scores import Judgement, read_judgements
 from trainyard.files import digest_json
@@ -189,7 +188,7 @@ def rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
     """Spearman's rho of relative length and score; None when either does not vary."""
     if len(pairs) < 3:
         return None
-    x, y = (rankdata([pair[side] for pair in pairs]) for side in (0, 1))
+    x, y = (average_ranks([pair[side] for pair in pairs]) for side in (0, 1))
     x, y = x - x.mean(), y - y.mean()
     below = math.sqrt(float(x @ x) * float(y @ y))
     return float(x @ y) / below if below > 0 else None
