@@ -1,5 +1,7 @@
 """The plain backend: transformers, PEFT and bitsandbytes, trained by TRL."""
 
+from trainyard.training import lean  # isort: split
+
 import sys
 from typing import Any
 
@@ -23,4 +25,5 @@ def load(file: JobFile) -> tuple[Any, PreTrainedTokenizerBase]:
 
 
 if __name__ == "__main__":
+    lean.loaded()
     sys.exit(program.main(load, "trl", sys.argv))

@@ -1,5 +1,7 @@
 """The Unsloth backend. Unsloth comes before TRL, transformers and PEFT, which it patches."""
 
+from trainyard.training import lean  # isort: split
+
 from unsloth import FastLanguageModel  # isort: split
 
 import sys
@@ -48,4 +50,5 @@ def load(file: JobFile) -> tuple[Any, PreTrainedTokenizerBase]:
 
 
 if __name__ == "__main__":
+    lean.loaded()
     sys.exit(program.main(load, "unsloth", sys.argv))
