@@ -85,7 +85,7 @@ def release(
 def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> None:
     """The stages in their order. The first one that says no ends the release."""
     with run.stage("plan") as stage:
-        stage.came_to(plan.make(job))
+        stage.came_to(plan.make(job, where))
     if dry_run:
         return
     with run.stage("data") as stage:

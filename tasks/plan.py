@@ -5,6 +5,7 @@ from prefect.artifacts import create_table_artifact
 
 from tasks.policy import RETRY_DELAYS_S, worth_retrying
 from trainyard import files, plan
+from trainyard.environment import Environment
 from trainyard.errors import InputError, Refused
 from trainyard.release.job import Job
 
@@ -16,9 +17,9 @@ from trainyard.release.job import Job
     retry_condition_fn=worth_retrying,
     timeout_seconds=600,
 )
-def make(job: Job) -> plan.Plan:
+def make(job: Job, where: Environment) -> plan.Plan:
     """Raises InputError when something in the recipe can never work, Refused over budget."""
-    made = plan.make(job)
+    made = plan.make(job, where)
     files.write_json(job.folder / "plan.json", made.model_dump(mode="json"))
     files.write_json(job.folder / "recipe.json", job.recipe.model_dump(mode="json"))
     rows = [stage.model_dump() for stage in made.stages]

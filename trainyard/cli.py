@@ -78,6 +78,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", metavar="VERSION", help="NAME@REF, a version's folder, or a git commit"
     )
+    parser.add_argument("--environment", help="look also at what trains there")
     _add_common(parser)
     parser.set_defaults(run=_run_plan)
 
@@ -85,13 +86,15 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 def _run_plan(args: argparse.Namespace) -> int:
     from trainyard import plan
     from trainyard.against import read_against
+    from trainyard.environment import read_environment
     from trainyard.recipe import parse_override, read_recipe
     from trainyard.release.job import Job
 
     recipe = read_recipe(args.recipe, dict(parse_override(text) for text in args.set))
     against = read_against(args.against, args.recipe, args.home) if args.against else None
     job = Job(recipe=recipe, recipe_path=str(args.recipe), run_id="plan", home=args.home)
-    made = plan.make(job, against=against)
+    where = read_environment(args.environment) if args.environment else None
+    made = plan.make(job, where, against=against)
     _show(args, made.model_dump(mode="json"), plan.as_text(made))
     return 1 if made.problems or made.over_budget else 0
 

@@ -57,6 +57,7 @@ class Entry(Frozen):
     run_id: str
     recipe: str
     gpus: int
+    """Those that train, of all nodes."""
     gpu: str | None
     price_per_gpu_hour: float | None
     currency: str
@@ -116,12 +117,18 @@ def estimate(recipe: Recipe, home: Path, train_s: float | None, prices: Prices) 
 
     None where a GPU will be used whose price is not known.
     """
-    gpus, price = recipe.resources.gpus, gpu_price(recipe, prices)
-    if gpus and (price is None or train_s is None):
+    price = gpu_price(recipe, prices)
+    if recipe.resources.gpus and (price is None or train_s is None):
         return None
     lately = [e.evaluate_s for e in entries(home, recipe.name) if e.evaluate_s][-RECENT:]
-    seconds = (train_s or 0) + (sum(lately) / len(lately) if lately else 0)
-    return gpus * seconds / 3600 * (price or 0) + judging(recipe, prices)
+    hours = gpu_hours(recipe, train_s, sum(lately) / len(lately) if lately else 0)
+    return hours * (price or 0) + judging(recipe, prices)
+
+
+def gpu_hours(recipe: Recipe, train_s: float | None, evaluate_s: float | None) -> float:
+    """All nodes train, and one evaluates."""
+    need = recipe.resources
+    return (need.training_gpus * (train_s or 0) + need.gpus * (evaluate_s or 0)) / 3600
 
 
 def over(recipe: Recipe, home: Path, amount: float | None, now: datetime) -> str | None:
@@ -148,7 +155,7 @@ def over(recipe: Recipe, home: Path, amount: float | None, now: datetime) -> str
 def affordable_s(job: Job, now: datetime) -> float | None:
     """Seconds of training that the budgets pay for; None without budget, GPU or price."""
     prices = read_prices()
-    price, gpus = gpu_price(job.recipe, prices), job.recipe.resources.gpus
+    price, gpus = gpu_price(job.recipe, prices), job.recipe.resources.training_gpus
     left = [max(cap - spent, 0.0) for _, cap, spent in _caps(job.recipe, job.home, prices, now)]
     if not left or not price or not gpus:
         return None
@@ -165,9 +172,9 @@ def check(job: Job, summary: Summary, now: datetime) -> None:
 def measured(job: Job, summary: Summary, now: datetime) -> Entry:
     """What a run cost so far."""
     recipe, prices = job.recipe, read_prices()
-    price, gpus = gpu_price(recipe, prices), recipe.resources.gpus
+    price = gpu_price(recipe, prices)
     train_s, evaluate_s = _worked(summary, "train"), _worked(summary, "evaluate")
-    hours = gpus * ((train_s or 0) + (evaluate_s or 0)) / 3600
+    hours = gpu_hours(recipe, train_s, evaluate_s)
     tokens, judge = _judged(job, prices) if evaluate_s is not None else (0, 0.0)
     plan = job.folder / "plan.json"
     expected = files.read_json(plan) if plan.exists() else {}
@@ -175,7 +182,7 @@ def measured(job: Job, summary: Summary, now: datetime) -> Entry:
         time=now.isoformat(timespec="seconds"),
         run_id=job.run_id,
         recipe=recipe.name,
-        gpus=gpus,
+        gpus=recipe.resources.training_gpus,
         gpu=recipe.resources.gpu,
         price_per_gpu_hour=price,
         currency=prices.currency,

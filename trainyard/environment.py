@@ -7,11 +7,12 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from trainyard.errors import InputError
-from trainyard.gpu_pools import GpuPool
+from trainyard.gpu_pools import GpuPool, suitable
 from trainyard.recipe.approval import Place
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.deploy import DeploySpec
 from trainyard.recipe.load import load
+from trainyard.recipe.resources import ResourcesSpec
 
 FOLDER = Path("deployments/environments")
 HERE: Literal["here"] = "here"
@@ -59,6 +60,22 @@ class Environment(Frozen):
     def home(self, home: Path) -> Path:
         """Where the traffic of this place is on record; of production in the home folder itself."""
         return home if self.serves == "production" else home / "environments" / self.serves
+
+    def why_too_few_nodes(self, need: ResourcesSpec) -> str | None:
+        """Say why so many machines cannot train together here, or None."""
+        if need.nodes == 1:
+            return None
+        if isinstance(self.training, str):
+            return (
+                f"resources.nodes is {need.nodes} and training here ({self.training}) has one "
+                "machine: name Kubernetes pools under `training` of the environment, each with its "
+                "`nodes`"
+            )
+        try:
+            suitable(self.training, need)
+        except InputError as error:
+            return f"resources.nodes is {need.nodes}: {error}"
+        return None
 
     def deploy_of(self, spec: DeploySpec) -> DeploySpec:
         """Raises InputError for keys or values that `deploy` does not take."""

@@ -18,6 +18,9 @@ class GpuPool(Frozen):
     gpus: PositiveInt = 1
     """GPUs of one machine."""
 
+    nodes: PositiveInt = 1
+    """Machines that one training may have; only the Job of a Kubernetes pool starts several."""
+
     memory_gib: PositiveFloat | None = None
     """Of one GPU, as torch reports it; without it, any memory is believed to be there."""
 
@@ -31,6 +34,8 @@ class GpuPool(Frozen):
             return f"is not labelled {', '.join(missing)}"
         if self.gpus < need.gpus:
             return f"has {self.gpus} GPUs a machine"
+        if self.nodes < need.nodes:
+            return f"has {self.nodes} machines a training"
         if need.memory_gib and self.memory_gib and self.memory_gib < need.memory_gib:
             return f"has {self.memory_gib:g} GiB a GPU"
         return None
@@ -43,7 +48,10 @@ def suitable(pools: Sequence[GpuPool], need: ResourcesSpec) -> list[str]:
     """
     lacking = {pool.deployment: pool.lacks(need) for pool in pools}
     if all(lacking.values()):
-        asked = f"{need.gpus} GPUs" + (f" of {need.memory_gib:g} GiB" if need.memory_gib else "")
+        many = f"{need.nodes} machines of " if need.nodes > 1 else ""
+        asked = f"{many}{need.gpus} GPUs" + (
+            f" of {need.memory_gib:g} GiB" if need.memory_gib else ""
+        )
         asked += f" labelled {', '.join(sorted(need.labels))}" if need.labels else ""
         said = "; ".join(f"{name} {why}" for name, why in lacking.items())
         raise InputError(f"no GPU pool has {asked}: {said or 'none is named'}")

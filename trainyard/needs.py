@@ -52,7 +52,7 @@ def of(recipe: Recipe, home: Path, checked: Checked | None) -> Needs:
     if config is None:
         return Needs(None, None, {"free_gib": round(free, 1)}, [], notes)
     factor = _correction(recipe, home, notes)
-    processes = max(1, recipe.resources.gpus)
+    processes = recipe.resources.processes
     need = replace(estimate(config, recipe.train, processes=processes), correction=factor)
     available = _available(recipe)
     found = fit(need, available) if available else None
@@ -77,7 +77,7 @@ def of(recipe: Recipe, home: Path, checked: Checked | None) -> Needs:
         notes += found.sentences
     if cost.disk_gib > free:
         problems.append(f"checkpoints need {cost.disk_gib:.1f} GiB and {home} has {free:.1f} free")
-    if uneven := recipe.train.why_uneven(max(1, recipe.resources.gpus)):
+    if uneven := recipe.train.why_uneven(processes):
         problems.append(uneven)
     notes += _export_notes(cost, home, free)
     if cost.hours > recipe.resources.max_hours:

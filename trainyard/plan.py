@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from trainyard import changes, cost, lineage, needs, registration
+from trainyard.environment import Environment
 from trainyard.errors import TrainyardError, Unavailable
 from trainyard.evaluation.run import planned
 from trainyard.gate import Rules
@@ -77,8 +78,14 @@ class Plan(Frozen):
         return "; ".join(parts)
 
 
-def make(job: Job, *, against: Recipe | None = None, offline: bool = False) -> Plan:
-    """Say what would be done; what is impossible is in `problems`.
+def make(
+    job: Job,
+    where: Environment | None = None,
+    *,
+    against: Recipe | None = None,
+    offline: bool = False,
+) -> Plan:
+    """Say what would be done; what is impossible, also in the place `where`, is in `problems`.
 
     `against` is a recipe to compare with. `offline` looks at nothing but files: at no registry,
     archive or hub that is elsewhere, and at no working tree. Raises InputError when nothing can be
@@ -91,6 +98,7 @@ def make(job: Job, *, against: Recipe | None = None, offline: bool = False) -> P
     needed = needs.of(job.recipe, job.home, checked)
     engine.check(job.recipe)
     tree = None if offline else registration.why_dirty(job.recipe.register, lineage.git_state())
+    few = _too_few_nodes(job.recipe, where, notes)
     training_s = needed.budget.hours * 3600 if needed.budget else None
     stages = _stages(job, checked, champion)
     amount = cost.estimate(job.recipe, job.home, training_s, cost.read_prices())
@@ -107,10 +115,17 @@ def make(job: Job, *, against: Recipe | None = None, offline: bool = False) -> P
         cost=amount or None,
         over_budget=cost.over(job.recipe, job.home, amount, now) if spends else None,
         gates=gates,
-        problems=[*problems, *needed.problems, *([tree] if tree else [])],
+        problems=[*problems, *needed.problems, *(why for why in (tree, few) if why)],
         notes=[*notes, *needed.notes, *_rollout_notes(job.recipe), *([off] if off else [])],
         changes=[c.words for c in changes.between(against, job.recipe)] if against else [],
     )
+
+
+def _too_few_nodes(recipe: Recipe, where: Environment | None, notes: list[str]) -> str | None:
+    need = recipe.resources
+    if where is None and need.nodes > 1:
+        notes.append(f"{need.nodes} machines train together only as a Job of a Kubernetes pool")
+    return where.why_too_few_nodes(need) if where else None
 
 
 def _rollout_notes(recipe: Recipe) -> list[str]:

@@ -48,6 +48,15 @@ def spend(home: Path, amount: float, *, month: str = "2026-11", model: str = "qu
         book.write(one.model_dump_json() + "\n")
 
 
+def test_all_nodes_train_and_one_evaluates(tmp_path: Path) -> None:
+    two = recipe(resources__nodes=2)
+    found = cost.measured(
+        job(tmp_path, two), summary(stage("train", 3600), stage("evaluate", 900)), NOW
+    )
+    assert (found.gpus, found.gpu_hours) == (4, pytest.approx(4 + 2 * 900 / 3600))
+    assert cost.estimate(two, tmp_path, 3600, Prices()) == pytest.approx(3 * 4)
+
+
 def test_only_seconds_of_work_on_a_gpu_cost(tmp_path: Path) -> None:
     found = cost.measured(
         job(tmp_path, recipe()),

@@ -52,6 +52,30 @@ def test_what_is_impossible_is_a_problem_and_exit_1(
     assert found["problems"]
 
 
+def test_several_machines_are_planned_and_refused_where_there_is_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [
+        "resources.gpus=2",
+        "resources.gpu=L4",
+        "resources.price_per_gpu_hour=2",
+        "train.device_batch_size=2",
+    ]
+    asked = [str(RECIPE), "--home", str(tmp_path), *(p for key in keys for p in ("--set", key))]
+    found = plan(capsys, *asked, "--set", "resources.nodes=2")[1]
+    assert not found["problems"]
+    assert found["gpu_hours"] == pytest.approx(4 * found["time_s"] / 3600, abs=1e-3)
+    assert any("only as a Job of a Kubernetes pool" in note for note in found["notes"])
+    uneven = plan(capsys, *asked, "--set", "resources.nodes=3")[1]
+    assert any("times 6 processes" in problem for problem in uneven["problems"])
+    code, there = plan(capsys, *asked, "--set", "resources.nodes=2", "--environment", "laptop")
+    assert code == 1
+    assert any("training here (here) has one machine" in said for said in there["problems"])
+    code = cli.main(["plan", str(RECIPE), "--home", str(tmp_path), "--set", "resources.nodes=2"])
+    assert code == 2
+    assert "nodes (2) needs gpus, those of one node" in capsys.readouterr().err
+
+
 def test_memory_is_corrected_by_what_such_trainings_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainyard.environment import Environment
 from trainyard.errors import InputError
 from trainyard.gpu_pools import GpuPool, suitable
 from trainyard.recipe.resources import ResourcesSpec
@@ -70,6 +71,23 @@ LARGE = GpuPool(deployment="training/large", gpus=8, memory_gib=79.2, labels=fro
 )
 def test_a_pool_satisfies_count_memory_and_labels(need: dict, expected: list[str]) -> None:
     assert suitable([LARGE, SMALL], ResourcesSpec.model_validate(need)) == expected
+
+
+def test_several_machines_are_asked_of_the_place_that_trains() -> None:
+    need = ResourcesSpec.model_validate({"gpus": 1, "nodes": 2})
+    cluster = GpuPool(deployment="training/cluster", nodes=4)
+    assert suitable([LARGE, cluster], need) == ["training/cluster"]
+    places = {"laptop": "here", "single": (LARGE,), "cluster": (LARGE, cluster)}
+    said = {
+        name: Environment(training=training).why_too_few_nodes(need)
+        for name, training in places.items()
+    }
+    assert said["cluster"] is None
+    assert "resources.nodes is 2 and training here (here) has one machine" in str(said["laptop"])
+    assert str(said["single"]) == (
+        "resources.nodes is 2: no GPU pool has 2 machines of 1 GPUs: training/large has 1 machines "
+        "a training"
+    )
 
 
 def test_what_each_pool_lacks_is_said() -> None:

@@ -28,6 +28,10 @@ class ResourcesSpec(Frozen):
     """GPUs of one machine, which share the rows of a batch, and by `train.sharding` the model too;
     0 trains on the CPU."""
 
+    nodes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Machines of `gpus` each that train together: pods of an indexed Job in a Kubernetes pool.
+    Evaluation takes one."""
+
     gpu: Card | None = None
     """Which card, for the memory plan. Without it, and without `gpu_gib`, memory is not planned."""
 
@@ -49,6 +53,16 @@ class ResourcesSpec(Frozen):
     """A training that lasts longer is ended; its last checkpoint stays."""
 
     @property
+    def training_gpus(self) -> int:
+        """GPUs of all machines that train together."""
+        return self.gpus * self.nodes
+
+    @property
+    def processes(self) -> int:
+        """Processes that share a batch: one per GPU, and one without a GPU."""
+        return max(1, self.training_gpus)
+
+    @property
     def memory_gib(self) -> float | None:
         """Usable memory of one card, where it is known."""
         return self.gpu_gib if self.gpu is None else GPU_GIB[self.gpu]
@@ -61,4 +75,6 @@ class ResourcesSpec(Frozen):
             )
         if self.gpus == 0 and (self.gpu or self.gpu_gib or self.price_per_gpu_hour):
             raise ValueError("gpu, gpu_gib and price_per_gpu_hour need gpus to be 1 or more")
+        if self.nodes > 1 and self.gpus == 0:
+            raise ValueError(f"nodes ({self.nodes}) needs gpus, those of one node, to be 1 or more")
         return self

@@ -55,6 +55,7 @@ def inputs(job: Job, data_digest: str, start: Path | None = None) -> dict[str, A
         "spec": spec.model_dump(mode="json"),
         "rewards": [files.digest_file(file) for file in reward_files(spec)],
         "gpus": job.recipe.resources.gpus,
+        "nodes": job.recipe.resources.nodes,
         "base": job.base().digest,
         "data": data_digest,
         "environment": environment(),
@@ -94,6 +95,7 @@ def train_job(job: Job, checked: Checked, start: Path | None) -> TrainJob:
         data_digest=checked.verdict.digest,
         spec=job.recipe.train.model_copy(update={"continue_from": start and str(start.absolute())}),
         gpus=job.recipe.resources.gpus,
+        nodes=job.recipe.resources.nodes,
         trust_remote_code=job.recipe.trust_remote_code,
     )
 

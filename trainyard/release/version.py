@@ -207,9 +207,9 @@ def _cost(recipe: Recipe, candidate: Candidate, summary: Summary) -> Cost:
     resources, seconds = recipe.resources, candidate.trained.result.seconds
     price = resources.price_per_gpu_hour
     asked = next((s.seconds for s in summary.stages if s.name == "evaluate"), None)
-    amount = None if price is None else resources.gpus * seconds / 3600 * price
+    amount = None if price is None else resources.training_gpus * seconds / 3600 * price
     return Cost(
-        gpus=resources.gpus,
+        gpus=resources.training_gpus,
         train_s=seconds,
         evaluate_s=asked,
         price_per_gpu_hour=price,

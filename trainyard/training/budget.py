@@ -58,7 +58,7 @@ def budget(
     else:
         tokens = int(steps * min(train.batch_size, rows) * mean_tokens)
     hours = _seconds(shape, train, resources, steps, tokens) / 3600
-    gpu_hours = hours * resources.gpus
+    gpu_hours = hours * resources.training_gpus
     price = resources.price_per_gpu_hour
     trained = trained_weights(shape, train)
     return Budget(
@@ -78,7 +78,8 @@ def _seconds(
 ) -> float:
     """Forward and backward through frozen weights are 2 + 2 operations per weight and token.
 
-    Gradients of the weights themselves are 2 more.
+    Gradients of the weights themselves are 2 more. GPUs divide the work; what they say to each
+    other is not counted.
     """
     weights = shape.active_linear + shape.vocabulary * shape.hidden
     passes = 4 if train.activation_checkpointing == "none" else 6
@@ -89,4 +90,4 @@ def _seconds(
         return CPU_START_S + work / (CPU_FLOPS_PER_THREAD * train.threads)
     peak = PEAK_TFLOPS[resources.gpu] if resources.gpu else min(PEAK_TFLOPS.values())
     launches = steps * train.grad_accum_steps * shape.layers * LAYER_S
-    return max(launches, work / (peak * 1e12 * UTILISATION))
+    return max(launches, work / (peak * 1e12 * UTILISATION)) / resources.processes

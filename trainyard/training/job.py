@@ -76,13 +76,15 @@ class TrainJob(Frozen):
     chat_template: str | None = None
     """Text that replaces the base's own chat template."""
     gpus: int = 0
+    nodes: PositiveInt = 1
+    """Machines that train together, each with `gpus` and `processes`."""
     processes: PositiveInt | None = None
-    """Processes that train together; absent means one per GPU, and one without a GPU."""
+    """Processes of one node; absent means one per GPU, and one without a GPU."""
     trust_remote_code: bool = False
 
     @property
     def world_size(self) -> int:
-        return self.processes or max(1, self.gpus)
+        return self.nodes * (self.processes or max(1, self.gpus))
 
 
 class JobFile(Frozen):

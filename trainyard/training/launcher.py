@@ -3,9 +3,10 @@
 import importlib.util
 import logging
 import signal
+import subprocess
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,7 +16,9 @@ from trainyard.errors import InputError, TrainingFailed
 from trainyard.files import digest_tree, read_json, write_json
 from trainyard.recipe.train import TrainSpec
 from trainyard.training import job as contract
+from trainyard.training import nodes
 from trainyard.training.checkpoints import discard_unusable, newest_complete, step_of
+from trainyard.training.distributed import here
 from trainyard.training.job import Backend, JobFile, TrainJob, TrainResult, identity_of
 from trainyard.training.journal import Journal
 from trainyard.training.mirror import Mirror
@@ -106,6 +109,8 @@ def _check(job: TrainJob, backend: Backend) -> None:
         raise InputError(f"optimizer {spec.optimizer} needs a GPU: set optimizer: adamw")
     if uneven := spec.why_uneven(world):
         raise InputError(uneven)
+    if job.nodes > 1:
+        here(job.nodes)
 
 
 def _installed(name: str) -> bool:
@@ -229,12 +234,12 @@ class _Training:
 
     def _watch(self, file: JobFile, seconds: float, end: float) -> dict[str, Any]:
         begin = time.monotonic()
-        reason, restart = None, False
-        with running(file, self.folder) as program:
+        reason, restart, elsewhere = None, False, None
+        with nodes.called(file, self.folder), running(file, self.folder) as program:
             metrics = self.folder / contract.METRICS
             known = metrics.stat().st_size
             watched = Watched(self.folder, self.limits, begin, known, seconds)
-            while program.poll() is None and reason is None:
+            while program.poll() is None and reason is None and elsewhere is None:
                 time.sleep(POLL_S)
                 for line in watched.news():
                     self.progress(line)
@@ -243,9 +248,12 @@ class _Training:
                     dump_stacks(program)
                 elif time.monotonic() > end:
                     reason = f"it took longer than {self.limits.total_s / 3600:.3g} hours"
+                elif (elsewhere := nodes.failed(file, self.folder)) is not None:
+                    with suppress(subprocess.TimeoutExpired):
+                        program.wait(nodes.GRACE_S)
         for line in watched.news():
             self.progress(line)
-        code = program.returncode
+        code = elsewhere if elsewhere and program.returncode else program.returncode
         if code not in (0, *contract.CODES.values()) and (self.folder / contract.ERROR).is_file():
             # torch.distributed.run has one code for whatever ends a worker
             code = contract.CODES[read_json(self.folder / contract.ERROR)["kind"]]

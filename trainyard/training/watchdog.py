@@ -93,9 +93,15 @@ class Watched:
 
 
 @contextlib.contextmanager
-def running(file: JobFile, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The program in a process group of its own, which is gone when this ends."""
-    with (folder / contract.LOG).open("ab") as log:
+def running(file: JobFile, folder: Path, rank: int = 0) -> Iterator[subprocess.Popen[bytes]]:
+    """The program in a process group of its own, which is gone when this ends.
+
+    `rank` is the node's: files of others than the first bear it in their names.
+    """
+    log_file, process_file = (
+        folder / (f"node-{rank}-{name}" if rank else name) for name in (contract.LOG, PROCESS)
+    )
+    with log_file.open("ab") as log:
         process = subprocess.Popen(
             command_of(file, folder),
             env=environment_of(file, folder),
@@ -107,11 +113,11 @@ def running(file: JobFile, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             pass_fds=slots.locks(),  # a GPU is free when its last process is gone, not before
         )
     try:
-        write_json(folder / PROCESS, record(process.pid, "training").model_dump())
+        write_json(process_file, record(process.pid, "training").model_dump())
         yield process
     finally:
         _end(process)
-        (folder / PROCESS).unlink(missing_ok=True)
+        process_file.unlink(missing_ok=True)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

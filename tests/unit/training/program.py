@@ -27,7 +27,24 @@ def beat(phase="training"):
 
 
 beat()
+rank = os.environ.get("JOB_COMPLETION_INDEX", "0")
+if mode.startswith("second-node"):
+    with (folder / "ran").open("a") as ran:
+        ran.write(f"{rank}:{job['attempt']}\n")
 match mode:
+    case "second-node-needs-2-rows" if rank == "1" and job["device_batch_size"] > 2:
+        end(86, "out of memory", "CUDA out of memory")
+    case "second-node-needs-2-rows" if job["device_batch_size"] > 2:
+        time.sleep(60)  # as one that waits for the other
+    case "second-node-needs-2-rows" if rank == "1":
+        end(0)
+    case "second-node-needs-2-rows":
+        while "1:2" not in (folder / "ran").read_text():
+            time.sleep(0.1)
+    case "second-node-crashes" if rank == "1":
+        end(1)
+    case "second-node-crashes":
+        time.sleep(60)
     case "needs-2-rows" if job["device_batch_size"] > 2:
         end(86, "out of memory", "CUDA out of memory")
     case "never-fits":

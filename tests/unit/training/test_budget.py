@@ -20,6 +20,23 @@ def test_step_times_published_for_qwen_are_met_within_a_quarter(tokens, measured
     assert one_step.hours * 3600 == pytest.approx(measured_s, rel=0.25)
 
 
+def test_gpus_of_all_nodes_divide_the_work_and_multiply_the_hours():
+    train = TrainSpec(batch_size=64, device_batch_size=1)
+    one, many = (
+        budget(
+            QWEN_7B,
+            train,
+            ResourcesSpec(gpus=gpus, nodes=nodes, gpu="H100", price_per_gpu_hour=3.0),
+            rows=1000,
+            mean_tokens=500,
+        )
+        for gpus, nodes in ((1, 1), (4, 2))
+    )
+    assert many.hours == pytest.approx(one.hours / 8)
+    assert many.gpu_hours == pytest.approx(8 * many.hours)
+    assert many.cost == pytest.approx(3.0 * many.gpu_hours)
+
+
 def test_cost_follows_price_and_is_absent_without_one():
     train = TrainSpec(epochs=2)
     card = ResourcesSpec(gpus=1, gpu="H100", price_per_gpu_hour=3.0)

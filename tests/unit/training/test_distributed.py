@@ -53,6 +53,37 @@ def test_accelerate_reads_the_configuration_as_it_is_meant(sharding, kind, tmp_p
     assert (found.mixed_precision, found.use_cpu) == ("bf16", False)
 
 
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2", "zero3"])
+def test_accelerate_hands_torch_the_rendezvous_of_several_nodes(sharding, tmp_path, monkeypatch):
+    from accelerate.commands import launch
+    from accelerate.utils.launch import _filter_args, prepare_multi_gpu_env
+    from torch.distributed.run import get_args_parser
+
+    for name, value in {
+        "TRAINYARD_NODES": "2", "JOB_COMPLETION_INDEX": "1", "MASTER_ADDR": "train-x-0.nodes",
+        "MASTER_PORT": "29500",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    file = job_file(sharding)
+    file = file.model_copy(
+        update={
+            "job": file.job.model_copy(update={"nodes": 2}), "attempt": 3, "device_batch_size": 2
+        }
+    )  # fmt: skip
+    command = command_of(file, tmp_path, ["-m", "trainyard.training.trl", str(tmp_path)])
+    asked = launch.launch_command_parser().parse_args(command[3:])
+    asked, *_ = launch._validate_launch_command(asked)
+    prepare_multi_gpu_env(asked)
+    given = _filter_args(
+        asked, get_args_parser(), ["--training_script", "x", "--training_script_args", "y"]
+    )
+    assert (given.nnodes, given.nproc_per_node, given.node_rank) == ("2", "4", 1)
+    assert (given.master_addr, given.master_port) == ("train-x-0.nodes", "29502")
+    assert (given.rdzv_backend, asked.num_processes) == ("static", 8)
+    assert asked.deepspeed_multinode_launcher in (None, "standard")
+    assert file.grad_accum_steps == 32 // (2 * 8)
+
+
 def test_every_key_for_fsdp_and_deepspeed_is_one_that_accelerate_knows():
     from accelerate.commands.launch import launch_command_parser
 
