@@ -37,8 +37,6 @@ from trainyard.files import why, write_json
 
 REPEATED = 0.5
 SHARED = sorted({*(SCANNED.names or ())} & {*(FACTS.names or ())})
-TOGETHER = 8
-"""Rows that the pattern set looks at in one call; one by one only where it finds something."""
 MAX_RAW = 1 << 26
 """Longest raw record kept in a quarantine file, in bytes; of a longer one, the beginning."""
 
@@ -53,7 +51,8 @@ class ChunkCheck:
         self.actions = job.spec.checks.model_dump()
         self.redacted = frozenset(c for c in ("secret", "pii") if self.actions[c] == "redact")
         tools = tools_of(job)
-        self.patterns, self.scanner, self.eval_sets = tools.patterns, tools.scanner, tools.eval_sets
+        self.patterns, self.needed = tools.patterns, tools.needed
+        self.scanner, self.eval_sets = tools.scanner, tools.eval_sets
         self.template, self.fast, self.frame = tools.template, tools.fast, tools.frame
         self.off = sum(BIT[c] for c, action in self.actions.items() if action == "off")
         self.rows = _private(folder / "rows.jsonl")
@@ -122,13 +121,8 @@ class ChunkCheck:
 
     def _words(self, batch: Batch, facts: Any) -> None:
         """Note patterns in all text of the rows, and redact where the recipe says so."""
-        match, text = self.patterns.set.Match, batch.text
-        begins = batch.bounds[::TOGETHER, 0].tolist()
-        suspects = set(batch.aside)
-        for block, (begin, end) in enumerate(pairwise([*begins, len(text)])):
-            if match(text[begin:end]):
-                first = block * TOGETHER
-                suspects.update(range(first, min(first + TOGETHER, len(batch))))
+        marked = self.needed.rows(np.frombuffer(batch.text, np.uint8), batch.bounds)
+        suspects = {*batch.aside, *np.flatnonzero(marked).tolist()}
         redacted: dict[int, dict[str, Any]] = {}
         for i in sorted(suspects):
             whole = f"{batch.aside.get(i, '')}{batch.asked(i)}{SEPARATOR}{batch.told(i)}"

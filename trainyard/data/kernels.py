@@ -21,7 +21,7 @@ def _stamp() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-KERNELS = ("kernels", "characters", "units", "grams", "scan", "shingles", "lay", "lanes")
+KERNELS = ("kernels", "characters", "units", "grams", "scan", "shingles", "lay", "lanes", "needed")
 STAMP = _stamp()
 
 

@@ -1,6 +1,6 @@
 """Patterns found in text: secrets, personal data, template tokens, refusals, placeholders.
 
-One RE2 set scans each row once; a hit is then located and, where a check digit or entropy can tell,
+One RE2 set scans a row once; a hit is then located and, where a check digit or entropy can tell,
 verified. A finding is never shown whole. Names and addresses of persons are not covered.
 """
 

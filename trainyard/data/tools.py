@@ -12,6 +12,7 @@ import numpy as np
 from trainyard.data.frame import Frame
 from trainyard.data.job import Job
 from trainyard.data.leakage import EvalSets
+from trainyard.data.needed import Needed
 from trainyard.data.patterns import Patterns
 from trainyard.data.scan import Scanner
 from trainyard.data.shingles import distinct
@@ -24,6 +25,7 @@ SCANNED_CODES = ("secret", "pii", "special_tokens", "refusal", "placeholder", "t
 @dataclass(frozen=True)
 class Tools:
     patterns: Patterns
+    needed: Needed
     scanner: Scanner
     eval_sets: EvalSets | None
     template: Template | None
@@ -54,8 +56,10 @@ def _made(
     nothing = np.empty(0, np.uint64)
     long = distinct(found.long.hashes) if found is not None else nothing
     short = distinct(found.short.hashes) if found is not None else nothing
+    patterns = Patterns(codes, special)
     return Tools(
-        patterns=Patterns(codes, special),
+        patterns=patterns,
+        needed=Needed(pattern.regex for pattern in patterns.patterns),
         scanner=Scanner(np.load(common), long, short),
         eval_sets=found,
         template=template,
