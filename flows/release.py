@@ -173,6 +173,7 @@ def train(job: Job, checked: Checked, where: Environment) -> Trained:
         job,
         parameters={"checked": checked},
         find=lambda: find_trained(job, checked),
+        nodes=job.recipe.resources.nodes,
     )
 
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -26,6 +27,7 @@ from tasks import turn
 from tasks.server import Server, server
 from trainyard.errors import InputError, TrainingFailed, Unavailable
 from trainyard.gpu_pools import GpuPool, suitable
+from trainyard.recipe.resources import ResourcesSpec
 from trainyard.release.job import Job
 
 logger = logging.getLogger("trainyard.dispatch")
@@ -45,6 +47,9 @@ NO_WORKER_S = 600.0
 """How long a job may wait for a worker that was there when it was sent."""
 
 
+ONE_MACHINE = ResourcesSpec()
+
+
 def flow_run_id() -> str | None:
     """Return the id of the flow run that this code is in."""
     return str(this_run.id) if this_run.id else None
@@ -57,18 +62,22 @@ def once(
     *,
     parameters: dict[str, BaseModel | None],
     find: Callable[[], Found | None],
+    nodes: int = 1,
 ) -> Found:
-    """Return what `find` finds; when there is nothing, run the deployment that makes it first."""
+    """Return what `find` finds; when there is nothing, run the deployment that makes it first.
+
+    `nodes` is how many machines it is made on.
+    """
     found = find()
     if found is not None:
         return found
-    need = job.recipe.resources
+    need = job.recipe.resources.model_copy(update={"nodes": nodes})
     names = [where] if isinstance(where, str) else suitable(where, need)
     given: dict[str, BaseModel | None] = {"job": job, **parameters}
     plain = {name: value and value.model_dump(mode="json") for name, value in given.items()}
     failed: TrainingFailed | None = None
     try:
-        run(names, plain, stage, recipe=job.recipe.name, priority=need.priority)
+        run(names, plain, stage, recipe=job.recipe.name, need=need)
     except TrainingFailed as error:
         failed = error
     made = find()  # the manifest is the truth: a run may be lost after it finished its work
@@ -86,24 +95,26 @@ def run(
     stage: str,
     *,
     recipe: str = "",
-    priority: int = 0,
+    need: ResourcesSpec = ONE_MACHINE,
 ) -> None:
     """Wait for this recipe's turn, start the deployment and wait for its end.
 
     Of several deployments, the first with a worker is taken. What was made is found by its stage's
-    manifest. Raises InputError without such a deployment, Unavailable without a worker,
-    TrainingFailed when the run ends otherwise than completed.
+    manifest. Raises InputError without such a deployment, or one of several machines, Unavailable
+    without a worker, TrainingFailed when the run ends otherwise than completed.
     """
     names = [deployments] if isinstance(deployments, str) else list(deployments)
-    tags = turn.tags_of(recipe, priority)
+    tags = turn.tags_of(recipe, need.priority)
     with server() as prefect:
         for attempt in range(1, CRASHES + 2):
             name, pool = prefect.ask(lambda client: _with_worker(client, names))
+            variables = prefect.ask(partial(_job_variables, pool=pool, need=need))
             if pool:
-                turn.wait(prefect, pool, recipe, priority)
+                turn.wait(prefect, pool, recipe, need.priority)
             # The attempt is part of the key: with a fixed one, a retry would get the old failed run
             key = f"{this_run.id}:{stage}:{this_run.run_count}:{attempt}"
-            state = _follow(prefect, _start(prefect, name, parameters, tags, key), pool)
+            started = _start(prefect, name, parameters, variables, tags=tags, key=key)
+            state = _follow(prefect, started, pool)
             if state.is_completed():
                 return
             said = f"{stage} by {name} ended {state.name}: {state.message}"
@@ -112,8 +123,29 @@ def run(
             logger.warning("%s; starting it again", said)
 
 
+def _job_variables(
+    client: SyncPrefectClient, pool: str | None, need: ResourcesSpec
+) -> dict[str, Any]:
+    """Return what a Kubernetes pool makes the Job of: on other pools the worker's machine is it."""
+    kind = client.read_work_pool(pool).type if pool else "none"
+    if kind != "kubernetes" and need.nodes > 1:
+        raise InputError(
+            f"resources.nodes is {need.nodes} and work pool {pool} is of type {kind}: only a "
+            "Kubernetes pool starts several machines"
+        )
+    hardware = {"gpu_count": need.gpus, "nodes": need.nodes} if need.gpus else {}
+    beat = {"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}}
+    return beat | (hardware if kind == "kubernetes" else {})
+
+
 def _start(
-    prefect: Server, name: str, parameters: dict[str, Any], tags: list[str], key: str
+    prefect: Server,
+    name: str,
+    parameters: dict[str, Any],
+    variables: dict[str, Any],
+    *,
+    tags: list[str],
+    key: str,
 ) -> FlowRun:
     """Start it once: asked again after an outage, the server returns the run that it made."""
 
@@ -123,7 +155,7 @@ def _start(
             parameters=parameters,
             idempotency_key=key,
             tags=tags,
-            job_variables={"env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}},
+            job_variables=variables,
             timeout=0,
         )
         return cast(FlowRun, started)  # a coroutine only inside an event loop

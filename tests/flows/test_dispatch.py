@@ -1,3 +1,4 @@
+import asyncio
 import os
 import subprocess
 import sys
@@ -8,10 +9,13 @@ import yaml
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
+from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
 from deployments import pools
 from tasks import dispatch
+from tasks.server import server
 from trainyard.errors import InputError, Unavailable
+from trainyard.recipe.resources import ResourcesSpec
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,36 @@ def test_a_pool_without_a_worker_is_named_instead_of_waiting_for_ever() -> None:
 
     with pytest.raises(Unavailable, match="work pool gpu of training/gpu is not_ready"):
         parent()
+
+
+def test_nodes_and_gpus_reach_the_job_of_a_kubernetes_pool(
+    prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINYARD_GPU_IMAGE", f"registry.example/gpu@sha256:{'a' * 64}")
+    (pool,) = (pool for pool in pools.read_pools() if pool.name == "gpu-kubernetes")
+    pools.apply([pool])
+    need = ResourcesSpec(gpus=8, nodes=2)
+    with server() as prefect:
+        made = prefect.ask(lambda client: client.create_flow_from_name("nodes"))
+        prefect.ask(lambda client: client.create_deployment(made, "two", work_pool_name=pool.name))
+        variables = prefect.ask(lambda client: dispatch._job_variables(client, pool.name, need))
+        run = dispatch._start(prefect, "nodes/two", {}, variables, tags=[], key="once")
+    template = pool.base_job_template()
+    sent = KubernetesWorkerJobConfiguration.from_template_and_values(template, run.job_variables)
+    job = asyncio.run(sent).job_manifest
+    assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (2, 2)
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"]["nvidia.com/gpu"] == 8
+
+
+@pytest.mark.usefixtures("deployed")
+def test_several_machines_of_a_pool_that_has_one_are_refused() -> None:
+    two = ResourcesSpec(gpus=1, nodes=2)
+    with (
+        server() as prefect,
+        pytest.raises(InputError, match="nodes is 2 and work pool gpu is of type process: only a"),
+    ):
+        prefect.ask(lambda client: dispatch._job_variables(client, "gpu", two))
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
@@ -9,6 +10,7 @@ from uuid import uuid4
 import jsonschema
 import kubernetes_validate
 import pytest
+import yaml
 from docker import DockerClient
 from docker.models.containers import _create_container_args
 from docker.types import DeviceRequest
@@ -24,6 +26,7 @@ from deployments.pools import WorkPool
 
 DIGEST = "sha256:" + "a" * 64
 POOLS = {pool.name: pool for pool in pools.read_pools()}
+NODES = Path("deployments/kubernetes/base/control/nodes.yaml")
 _MISPLACED = ("completions", "parallelism")
 KINDS: dict[str, type[BaseJobConfiguration]] = {
     "process": ProcessJobConfiguration,
@@ -72,7 +75,7 @@ def test_a_job_is_valid_and_closed(name: str) -> None:
     assert container["image"].endswith(DIGEST)
     assert container["envFrom"] == [{"secretRef": {"name": "trainyard-env"}}]
     assert {"name": "home", "mountPath": "/app/.trainyard"} in container["volumeMounts"]
-    env = {one["name"]: one["value"] for one in container["env"]}
+    env = {one["name"]: one.get("value") for one in container["env"]}
     assert env["PREFECT_HOME"] == "/tmp/prefect"
 
 
@@ -85,6 +88,38 @@ def test_a_gpu_job_asks_for_gpus_and_time_to_write_a_checkpoint() -> None:
     assert pod["terminationGracePeriodSeconds"] == 600
     assert pod["volumes"][1]["emptyDir"]["sizeLimit"] == "64Gi"
     assert pod["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_nodes_are_pods_of_one_job_that_find_the_first_and_fail_together(nodes: int) -> None:
+    job = render(POOLS["gpu-kubernetes"], gpu_count=8, nodes=nodes).job_manifest
+    pod = job["spec"]["template"]["spec"]
+    misplaced = {key: pod.pop(key) for key in _MISPLACED}
+    assert misplaced == {"completions": 1, "parallelism": 1}  # of the pod, and dropped
+    kubernetes_validate.validate(job, "1.37", strict=True)
+    spec = job["spec"]
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == (
+        "Indexed", nodes, nodes,
+    )  # fmt: skip
+    assert (spec["backoffLimit"], pod["restartPolicy"]) == (0, "Never")
+    assert {rule["action"] for rule in spec["podFailurePolicy"]["rules"]} == {"FailJob"}
+    service, policy = yaml.safe_load_all(NODES.read_text())
+    for found in (service, policy):
+        kubernetes_validate.validate(found, "1.37", strict=True)
+    assert (service["spec"]["clusterIP"], service["metadata"]["name"]) == ("None", pod["subdomain"])
+    marks = job["spec"]["template"]["metadata"]["labels"]
+    for selector in (service["spec"]["selector"], policy["spec"]["podSelector"]["matchLabels"]):
+        assert selector.items() <= marks.items()
+    (container,) = pod["containers"]
+    assert container["command"][-2:] == ["trainyard.training.nodes", f"--nodes={nodes}"]
+    assert container["args"][:2] == ["prefect", "flow-run"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
+    names = [one["name"] for one in container["env"]]
+    assert names[-3:] == ["JOB_NAME", "MASTER_ADDR", "MASTER_PORT"]  # in the order of their use
+    assert container["env"][-2]["value"] == "$(JOB_NAME)-0.trainyard-nodes"
+    assert "PREFECT_HOME" in names
+    # the pod's hostname, <job>-<index>, is a label: of at most 63 characters
+    assert len(job["metadata"]["generateName"]) + 5 + len("-63") <= 63
 
 
 def test_a_docker_job_gets_its_device_and_nothing_else() -> None:

@@ -1,9 +1,17 @@
-"""Two processes over gloo on the CPU train what one trains."""
+"""Two processes over gloo on the CPU train what one trains: of one node, and of two."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.unit.training.test_nodes import LAUNCH
 from trainyard.errors import InputError
+from trainyard.files import read_json
+from trainyard.process import free_port
+from trainyard.training.job import TrainResult
 from trainyard.training.journal import read_metrics
 from trainyard.training.launcher import launch
 
@@ -11,13 +19,40 @@ from trainyard.training.launcher import launch
 def test_two_processes_equal_one_at_the_same_batch(plain_job, plain, tmp_path):
     one_folder, one = plain
     two = launch(plain_job().model_copy(update={"processes": 2}), tmp_path)
-    lines = [read_metrics(folder / "metrics.jsonl") for folder in (one_folder, tmp_path)]
+    assert_equal(one, one_folder, two, tmp_path)
+    assert two.details["best_step"] == one.details["best_step"] == 4
+
+
+def test_two_nodes_equal_one_at_the_same_batch(plain_job, plain, tmp_path):
+    """Each node is what a pod of the Job runs; they meet by address and rank."""
+    one_folder, one = plain
+    job, folder, port = tmp_path / "asked.json", tmp_path / "job", free_port()
+    asked = plain_job().model_copy(update={"nodes": 2})
+    job.write_text(asked.model_dump_json())
+    command = [sys.executable, "-m", "trainyard.training.nodes", "--nodes=2"]
+    command += [sys.executable, "-c", LAUNCH, str(job), str(folder)]
+    here = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "TRAINYARD_CALLS": str(tmp_path)}
+    pods = [
+        subprocess.Popen(command, env=os.environ | here | {"JOB_COMPLETION_INDEX": str(rank)})
+        for rank in (0, 1)
+    ]
+    try:
+        assert [pod.wait(250) for pod in pods] == [0, 0], (folder / "log.txt").read_text()
+    finally:
+        for pod in pods:
+            pod.kill()
+    found = read_json(folder / "result.json") | {"adapter": folder / "adapter", "attempts": []}
+    assert_equal(one, one_folder, TrainResult.model_validate(found), folder)
+    assert (folder / "node-1-log.txt").is_file()
+
+
+def assert_equal(one, one_folder, two, two_folder):
+    lines = [read_metrics(folder / "metrics.jsonl") for folder in (one_folder, two_folder)]
     for alone, together in zip(*lines, strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
         assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
         assert together["tokens"] == alone["tokens"]
     assert lines[1][-1]["val_loss"] == pytest.approx(lines[0][-1]["val_loss"], rel=1e-4)
-    assert two.details["best_step"] == one.details["best_step"] == 4
     weights = [load_file(r.adapter / "adapter_model.safetensors") for r in (one, two)]
     for name, tensor in weights[0].items():
         assert weights[1][name] == pytest.approx(tensor, abs=2e-4)
