@@ -5,6 +5,7 @@ verified by Jaccard similarity of their shingles.
 """
 
 import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,14 +32,14 @@ class Texts:
     """Canonical rows by their number over all chunks."""
 
     files: Sequence[Path]
-    firsts: Rows
+    firsts: Sequence[int]
     """Number of the first row of each chunk."""
     starts: Rows
     sizes: NDArray[np.int32]
     opened: dict[int, int] = field(default_factory=dict)
 
     def read(self, row: int) -> dict[str, Any]:
-        chunk = int(np.searchsorted(self.firsts, row, "right")) - 1
+        chunk = bisect_right(self.firsts, row) - 1
         if chunk not in self.opened:
             self.opened[chunk] = os.open(self.files[chunk], os.O_RDONLY)
         content = os.pread(self.opened[chunk], int(self.sizes[row]), int(self.starts[row]))

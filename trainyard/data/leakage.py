@@ -28,6 +28,10 @@ BOILERPLATE_SAMPLES = 10
 
 def asked_and_told(body: Mapping[str, Any]) -> tuple[str, str]:
     """Texts of a row by which it is compared: asked, without system text, and told."""
+    if body["kind"] == "sft" and len(body["messages"]) == 2:  # most rows
+        first, last = body["messages"]
+        if first["role"] == "user" and type(first["content"]) is type(last["content"]) is str:
+            return first["content"], last["content"]
     if body["kind"] == "pretrain":
         return "", str(body["text"])
     if body["kind"] == "tokenized":

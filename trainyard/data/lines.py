@@ -14,6 +14,8 @@ from trainyard.errors import InputError
 
 BLOCK, ROWS = 1 << 21, 4096
 """Bytes read at once, and records of an index."""
+PIECE = 1 << 20
+"""Bytes that stay in the cache."""
 LINE_END = ord("\n")
 
 
@@ -39,24 +41,20 @@ def cut(table: Table, size: int) -> list[Chunk]:
         return [Chunk(table, a, b, 0, b - a) for a, b in zip(starts, ends, strict=True)]
     chunks: list[Chunk] = []
     start, first = (3 if table.has_bom else 0), 1
+    piece = np.empty(min(size, PIECE), np.uint8)
     with table.path.open("rb") as opened:
         opened.seek(start)
-        while block := opened.read(size):
-            if block[-1:] != b"\n":
-                block_lines = _line_ends(block) + 1
-                end = start + len(block) + len(opened.readline())
-            else:
-                block_lines, end = _line_ends(block), start + len(block)
-            chunks.append(Chunk(table, start, end, first, block_lines))
-            start, first = end, first + block_lines
-    return chunks
-
-
-def _line_ends(block: bytes) -> int:
-    """As `block.count` says, in a third of its time; in pieces that stay in the cache."""
-    content = np.frombuffer(block, np.uint8)
-    pieces = (content[i : i + (1 << 20)] for i in range(0, len(content), 1 << 20))
-    return sum(int(np.count_nonzero(piece == LINE_END)) for piece in pieces)
+        while True:
+            read = lines = 0
+            while read < size and (got := opened.readinto(piece.data[: size - read])):
+                lines += int(np.count_nonzero(piece[:got] == LINE_END))
+                read, last = read + got, piece[got - 1]
+            if not read:
+                return chunks
+            if last != LINE_END:
+                lines, read = lines + 1, read + len(opened.readline())
+            chunks.append(Chunk(table, start, start + read, first, lines))
+            start, first = start + read, first + lines
 
 
 def first(chunks: list[Chunk], rows: int | None) -> tuple[list[Chunk], int | None]:

@@ -1,10 +1,14 @@
 """All chunks together: which rows are duplicates, their sides, and the files of a version."""
 
 import hashlib
+import itertools
+import mmap
 import os
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +66,8 @@ class Merged:
     places: list[Path]
     infos: list[dict[str, Any]]
     facts: Any
-    firsts: Rows
+    firsts: list[int]
+    """Number of the first row of each chunk."""
     side: NDArray[np.uint8]
     roots: Rows
     notes: dict[int, list[tuple[str, str]]]
@@ -78,18 +83,18 @@ class Merged:
         return sum(info["read"] for info in self.infos)
 
     def chunk_rows(self, number: int) -> slice:
-        ends = [*self.firsts[1:].tolist(), len(self.facts)]
-        return slice(int(self.firsts[number]), ends[number])
+        ends = [*self.firsts[1:], len(self.facts)]
+        return slice(self.firsts[number], ends[number])
 
 
 def merge(job: Job) -> Merged:
     places = [job.place(i) for i in range(len(job.chunks))]
     infos = [read_json(place / "info.json") for place in places]
     sizes = [info["usable"] for info in infos]
-    firsts = np.cumsum([0, *sizes])[:-1].astype(np.int64)
+    firsts = [0, *itertools.accumulate(sizes)][:-1]
     total = sum(sizes)
     columns = {name: np.empty((total, *FACTS[name].shape), FACTS[name].base) for name in NAMES}
-    for first, size, place in zip(firsts.tolist(), sizes, places, strict=True):
+    for first, size, place in zip(firsts, sizes, places, strict=True):
         found = np.load(place / "facts.npy")
         for name, column in columns.items():
             column[first : first + size] = found[name]
@@ -172,7 +177,7 @@ def _near(merged: Merged, clusters: Clusters, alive: Rows) -> None:
 
 
 def _where(merged: Merged, row: int) -> str:
-    chunk = int(np.searchsorted(merged.firsts, row, "right")) - 1
+    chunk = bisect_right(merged.firsts, row) - 1
     table = merged.job.tables[merged.job.chunks[chunk][0]]
     return f"{table.name}:{merged.facts['line'][row]}"
 
@@ -216,21 +221,28 @@ def write_rows(merged: Merged, folder: Path) -> tuple[int, dict[str, str]]:
     """
     written, digests = 0, {name: hashlib.sha256() for name in (*SIDES[:2], "quarantine")}
     fd = os.open(folder / "quarantine.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    opened = [(folder / f"{name}.jsonl").open("wb") for name in SIDES[:2]]
+    opened = [(folder / f"{name}.jsonl").open("wb", buffering=1 << 20) for name in SIDES[:2]]
     with opened[TRAIN], opened[VAL], os.fdopen(fd, "wb") as bad:
         for number, place in enumerate(merged.places):
             rows = merged.chunk_rows(number)
-            content = memoryview((place / "rows.jsonl").read_bytes())
-            runs = list(_runs(merged.side[rows], merged.facts["start"][rows], len(content)))
-            for side in (TRAIN, VAL):
-                kept = b"".join([content[a:b] for a, b, which in runs if which == side])
-                opened[side].write(kept)
-                digests[SIDES[side]].update(kept)
+            content = _mapped(place / "rows.jsonl")
+            for a, b, side in _runs(merged.side[rows], merged.facts["start"][rows], len(content)):
+                if side != QUARANTINE:
+                    opened[side].write(content[a:b])
+                    digests[SIDES[side]].update(content[a:b])
+            del content  # one chunk at a time is mapped
             lines = _quarantine_lines(merged, number)
             written += len(lines)
             bad.write(b"".join(lines))
             digests["quarantine"].update(b"".join(lines))
     return written, {f"{name}.jsonl": found.hexdigest() for name, found in digests.items()}
+
+
+def _mapped(file: Path) -> memoryview:
+    with file.open("rb") as opened:
+        if not os.fstat(opened.fileno()).st_size:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _runs(side: NDArray[np.uint8], starts: Rows, end: int) -> Iterator[tuple[int, int, int]]:
@@ -289,5 +301,10 @@ def _why(
     """Reasons of a row; a code without a detail of its own is named all the same."""
     noted = [(c, d) for c, d in [*own, *shared] if flags & BIT[c]]
     named = {c for c, _ in noted}
-    plain = [(c, "") for c in CODES if flags & BIT[c] and c not in named]
+    plain = [(c, "") for c in _codes(flags) if c not in named]
     return [{"code": c, "detail": d} for c, d in [*noted, *plain]]
+
+
+@cache
+def _codes(flags: int) -> tuple[str, ...]:
+    return tuple(code for code in CODES if flags & BIT[code])

@@ -1,5 +1,6 @@
 """What training rows share with evaluation samples, told per sample and per row."""
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def write_overlaps(merged: Merged, file: Path) -> list[Touched]:
         for row, pair in zip(rows[order].tolist(), pairs[order], strict=True):
             sample, share = int(pair["sample"]), float(pair["share"])
             touched.setdefault(sample, []).append(share)
-            chunk = int(np.searchsorted(merged.firsts, row, "right")) - 1
+            chunk = bisect_right(merged.firsts, row) - 1
             entry = {
                 "sample": names[sample],
                 "file": tables[chunk],

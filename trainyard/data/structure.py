@@ -67,7 +67,7 @@ def open_ended(text: bytes, bounds: NDArray[np.int64]) -> list[int]:
     """Rows, as `join` puts them, whose answer does not end like a sentence or holds code."""
     last = np.frombuffer(text, np.uint8)[bounds[:, 2] - 1]  # of no answer, what stands before it
     found = set(np.flatnonzero(~ENDING[last]).tolist())
-    at = text.find(FENCE)
+    at = text.find(FENCE) if FENCE[:1] in text else -1  # one byte is found faster than three
     while at >= 0:
         row = int(np.searchsorted(bounds[:, 2], at, "right"))
         found.add(row)
