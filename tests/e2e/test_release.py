@@ -145,14 +145,8 @@ def test_an_interrupted_training_leaves_nothing_running_and_resumes(clone: Clone
 
 BAD = {
     "a missing recipe": (["nope.yaml"], "nope.yaml does not exist"),
-    "a folder": (["recipes"], "is a folder"),
     "a typo": ([SMALL, "--set", "train.rnk=3"], "did you mean `rank`?"),
-    "a batch that does not divide": (
-        [SMALL, "--set", "train.batch_size=10", "--set", "train.device_batch_size=4"],
-        "batch_size (10) must be a multiple of device_batch_size (4)",
-    ),
     "no base model": ([SMALL, "--set", "base_model=nowhere"], "nowhere"),
-    "an unknown environment": ([SMALL, "--environment", "lptop"], "did you mean laptop?"),
     "data that are not there": ([SMALL, "--set", "data.train=[nope.jsonl]"], "nope.jsonl"),
     "a gate that can never pass": (
         [SMALL, "--set", 'gates={exact_match: ">= 0.9999"}'],

@@ -8,7 +8,6 @@ import signal
 import pytest
 import torch
 
-from trainyard.errors import InputError
 from trainyard.files import read_json
 from trainyard.training.journal import read_metrics
 from trainyard.training.launcher import launch
@@ -112,11 +111,6 @@ def test_dpo_after_another_training_is_held_to_its_result(trained_by_dpo, job_of
     # held to the bare base instead, the loss would start below log 2
     assert result.details["self_checks"]["start_loss"] == pytest.approx(math.log(2), rel=1e-3)
     assert margins(tmp_path)[0] == pytest.approx(0, abs=1e-3)
-
-
-def test_rows_of_another_kind_are_refused_by_name(make_job, tmp_path):
-    with pytest.raises(InputError, match="row row0 is of kind sft, and objective dpo"):
-        launch(make_job(objective="dpo", backend="trl"), tmp_path)
 
 
 def test_the_odds_ratio_is_that_of_trl(monkeypatch):
