@@ -89,7 +89,8 @@ def test_replayed_pairs_send_back_what_jurors_like_less(
         assert len(server.seen) <= 2 * strategy.judged.max_pairs
         shown = [blocks(body) for body in server.seen]
         first = sum(one["answer A"] == "right" for one in shown)
-        assert first == len(shown) / 2, "each pair is shown in both orders"
+        # each pair is shown in both orders, but for those on their way when the step ended
+        assert abs(first - len(shown) / 2) <= 2
     finally:
         target.down()
 
