@@ -260,10 +260,13 @@ class _Training:
         if code == 0 and not (self.folder / contract.RESULT).is_file():
             code = 1
         ended_by_itself = reason is None
+        lost = code < 0 or code == contract.STOPPED
+        if file.job.nodes > 1:  # a node that lost another one ends with any code
+            lost |= code not in (0, *contract.CODES.values())
         return {
             "exit": code if ended_by_itself else -signal.SIGKILL,
             "reason": reason or _why(self.folder, code),
-            "restart": restart or (ended_by_itself and (code < 0 or code == contract.STOPPED)),
+            "restart": restart or (ended_by_itself and lost),
             "seconds": round(time.monotonic() - begin, 2),
         }
 

@@ -1,8 +1,10 @@
 """Two processes over gloo on the CPU train what one trains: of one node, and of two."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from safetensors.torch import load_file
@@ -24,7 +26,7 @@ def test_two_processes_equal_one_at_the_same_batch(plain_job, plain, tmp_path):
 
 
 def test_two_nodes_equal_one_at_the_same_batch(plain_job, plain, tmp_path):
-    """Each node is what a pod of the Job runs; they meet by address and rank."""
+    """Each node is what a pod of the Job runs; the second one's program is lost once."""
     one_folder, one = plain
     job, folder, port = tmp_path / "asked.json", tmp_path / "job", free_port()
     asked = plain_job().model_copy(update={"nodes": 2})
@@ -37,13 +39,24 @@ def test_two_nodes_equal_one_at_the_same_batch(plain_job, plain, tmp_path):
         for rank in (0, 1)
     ]
     try:
+        kill_program_of_node_1(folder)
         assert [pod.wait(250) for pod in pods] == [0, 0], (folder / "log.txt").read_text()
     finally:
         for pod in pods:
             pod.kill()
     found = read_json(folder / "result.json") | {"adapter": folder / "adapter", "attempts": []}
     assert_equal(one, one_folder, TrainResult.model_validate(found), folder)
-    assert (folder / "node-1-log.txt").is_file()
+    exits = [attempt["exit"] for attempt in read_json(folder / "attempts.json")["attempts"]]
+    assert exits[-1] == 0
+    assert len(exits) == 2
+
+
+def kill_program_of_node_1(folder):
+    file, end = folder / "node-1-process.json", time.monotonic() + 120
+    while not file.is_file():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    os.killpg(read_json(file)["pid"], signal.SIGKILL)
 
 
 def assert_equal(one, one_folder, two, two_folder):

@@ -41,10 +41,8 @@ match mode:
     case "second-node-needs-2-rows":
         while "1:2" not in (folder / "ran").read_text():
             time.sleep(0.1)
-    case "second-node-crashes" if rank == "1":
-        end(1)
-    case "second-node-crashes":
-        time.sleep(60)
+    case "second-node-crashes-once" if first:
+        end(1) if rank == "1" else time.sleep(60)
     case "needs-2-rows" if job["device_batch_size"] > 2:
         end(86, "out of memory", "CUDA out of memory")
     case "never-fits":

@@ -81,11 +81,17 @@ def test_every_attempt_runs_on_all_nodes_and_both_leave_at_its_end(tmp_path):
     assert (folder / "node-1-log.txt").is_file()
 
 
-def test_what_fails_on_another_node_ends_the_job_and_is_named(tmp_path, capfd):
-    folder, ends = train("second-node-crashes", tmp_path)
-    assert ends == [1, 0]  # the first pod's 1 fails the Job
-    assert attempts(folder) == [(4, 1)]
-    assert "ended with 1 and left no result" in capfd.readouterr().err
+def test_what_crashes_on_another_node_starts_all_of_them_again(tmp_path):
+    folder, ends = train("second-node-crashes-once", tmp_path)
+    assert ends == [0, 0]
+    assert attempts(folder) == [(4, 1), (4, 0)]
+
+
+def test_a_training_that_cannot_go_on_fails_the_first_pod_and_so_the_job(tmp_path, capfd):
+    folder, ends = train("not-finite", tmp_path)
+    assert ends == [1, 0]
+    assert attempts(folder) == [(4, 87)]
+    assert "loss nan, gradient norm nan: lower learning_rate" in capfd.readouterr().err
 
 
 def test_sigterm_at_another_node_ends_its_part_and_fails_its_pod(tmp_path):
