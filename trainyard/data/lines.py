@@ -84,7 +84,7 @@ def records(chunk: Chunk) -> Iterator[tuple[int, int, bytes]]:
 class Records:
     """Consecutive records: where each is in `content` and in the file, and its line."""
 
-    content: bytes
+    content: bytes | memoryview
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
     """In bytes, without the line end."""
@@ -95,11 +95,11 @@ class Records:
         return len(self.starts)
 
     def raw(self, i: int) -> bytes:
-        return self.content[self.starts[i] : self.starts[i] + self.lengths[i]]
+        return bytes(self.content[self.starts[i] : self.starts[i] + self.lengths[i]])
 
 
 def batches(chunk: Chunk, size: int = BLOCK) -> Iterator[Records]:
-    """All records of the chunk, about `size` bytes at a time.
+    """All records of the chunk, about `size` bytes at a time, each only until the next is read.
 
     Raises InputError for a file that changed.
     """
@@ -110,7 +110,7 @@ def batches(chunk: Chunk, size: int = BLOCK) -> Iterator[Records]:
     with chunk.table.path.open("rb", buffering=0) as opened:
         for offset, content in _blocks(chunk, opened.fileno(), size):
             ends = np.flatnonzero(np.frombuffer(content, np.uint8) == LINE_END)
-            if not content.endswith(b"\n"):
+            if content[-1] != LINE_END:
                 ends = np.append(ends, len(content))
             starts = np.zeros(len(ends), np.int64)
             starts[1:] = ends[:-1] + 1
@@ -119,19 +119,23 @@ def batches(chunk: Chunk, size: int = BLOCK) -> Iterator[Records]:
             line += len(ends)
 
 
-def _blocks(chunk: Chunk, file: int, size: int) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of whole lines, one after the other."""
-    offset, content = chunk.start, b""
-    while (at := offset + len(content)) < chunk.end:
-        # a line longer than a block makes the next reads as long as what there is of it
-        more = os.pread(file, min(max(size, len(content)), chunk.end - at), at)
-        if not more:
+def _blocks(chunk: Chunk, file: int, size: int) -> Iterator[tuple[int, memoryview]]:
+    """Offset and bytes of whole lines, one after the other; each only until the next is read."""
+    buffer, kept, offset = bytearray(min(size, chunk.end - chunk.start)), 0, chunk.start
+    while (at := offset + kept) < chunk.end:
+        if kept == len(buffer):
+            buffer = buffer + bytes(kept)  # a line longer than a block; the old one is lent
+        view = memoryview(buffer)
+        got = os.preadv(file, [view[kept : kept + chunk.end - at]], at)
+        if not got:
             raise InputError(f"{chunk.table.name} changed while it was read: start again")
-        content += more
-        whole = len(content) if at + len(more) == chunk.end else content.rfind(b"\n") + 1
+        kept += got
+        whole = kept if at + got == chunk.end else buffer.rfind(b"\n", 0, kept) + 1
         if whole:
-            yield offset, content[:whole]
-            offset, content = offset + whole, b""
+            yield offset, view[:whole]
+            view[: kept - whole] = view[whole:kept]
+            offset, kept = offset + whole, kept - whole
+        del view
 
 
 def _indexed(chunk: Chunk, size: int) -> Iterator[Records]:

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from trainyard.data.chunk import quarantined
+from trainyard.data.chunk import WRITTEN, quarantined
 from trainyard.data.divide import validation
 from trainyard.data.duplicates import (
     Clusters,
@@ -221,7 +221,7 @@ def write_rows(merged: Merged, folder: Path) -> tuple[int, dict[str, str]]:
     """
     written, digests = 0, {name: hashlib.sha256() for name in (*SIDES[:2], "quarantine")}
     fd = os.open(folder / "quarantine.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    opened = [(folder / f"{name}.jsonl").open("wb", buffering=1 << 20) for name in SIDES[:2]]
+    opened = [(folder / f"{name}.jsonl").open("wb", buffering=WRITTEN) for name in SIDES[:2]]
     with opened[TRAIN], opened[VAL], os.fdopen(fd, "wb") as bad:
         for number, place in enumerate(merged.places):
             rows = merged.chunk_rows(number)
