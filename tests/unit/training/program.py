@@ -35,14 +35,14 @@ match mode:
     case "second-node-needs-2-rows" if rank == "1" and job["device_batch_size"] > 2:
         end(86, "out of memory", "CUDA out of memory")
     case "second-node-needs-2-rows" if job["device_batch_size"] > 2:
-        time.sleep(60)  # as one that waits for the other
+        time.sleep(250)  # as one that waits for the other
     case "second-node-needs-2-rows" if rank == "1":
         end(0)
     case "second-node-needs-2-rows":
         while "1:2" not in (folder / "ran").read_text():
             time.sleep(0.1)
     case "second-node-crashes-once" if first:
-        end(1) if rank == "1" else time.sleep(60)
+        end(1) if rank == "1" else time.sleep(250)
     case "needs-2-rows" if job["device_batch_size"] > 2:
         end(86, "out of memory", "CUDA out of memory")
     case "never-fits":

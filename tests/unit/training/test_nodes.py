@@ -61,7 +61,7 @@ def train(mode: str, place: Path) -> tuple[Path, list[int]]:
     command = [sys.executable, "-c", LAUNCH, str(place / "job.json"), str(folder)]
     pods = [start(rank, place, command, port) for rank in (1, 0)]
     try:
-        return folder, [pod.wait(120) for pod in reversed(pods)]
+        return folder, [pod.wait(250) for pod in reversed(pods)]
     finally:
         for pod in pods:
             pod.kill()
