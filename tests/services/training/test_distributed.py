@@ -13,7 +13,8 @@ from tests.unit.training.test_nodes import LAUNCH
 from trainyard.errors import InputError
 from trainyard.files import read_json
 from trainyard.process import free_port
-from trainyard.training.job import TrainResult
+from trainyard.training.distributed import command_of
+from trainyard.training.job import JobFile, TrainResult
 from trainyard.training.journal import read_metrics
 from trainyard.training.launcher import launch
 
@@ -69,6 +70,39 @@ def assert_equal(one, one_folder, two, two_folder):
     weights = [load_file(r.adapter / "adapter_model.safetensors") for r in (one, two)]
     for name, tensor in weights[0].items():
         assert weights[1][name] == pytest.approx(tensor, abs=2e-4)
+
+
+SAID = """
+import os
+import torch
+
+torch.distributed.init_process_group("gloo")
+found = torch.tensor(1 + torch.distributed.get_rank())
+torch.distributed.all_reduce(found)
+print(os.environ["RANK"], os.environ["LOCAL_RANK"], os.environ["WORLD_SIZE"], int(found))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_accelerate_brings_the_processes_of_two_nodes_together(plain_job, tmp_path, monkeypatch):
+    """The command of a GPU job, around a program that needs no GPU."""
+    job = plain_job().model_copy(update={"gpus": 1, "nodes": 2})
+    file = JobFile(job=job, backend="trl", device_batch_size=2, attempt=2, identity={})
+    (tmp_path / "said.py").write_text(SAID)
+    for name, value in {"TRAINYARD_NODES": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", str(free_port() - 1))  # the second attempt meets one above
+    started = []
+    for rank in (0, 1):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(rank))
+        command = command_of(file, tmp_path, [str(tmp_path / "said.py")])
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    try:
+        said = [program.communicate(timeout=250)[0].split() for program in started]
+    finally:
+        for program in started:
+            program.kill()
+    assert said == [["0", "0", "2", "3"], ["1", "0", "2", "3"]]
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(plain_job, tmp_path):
