@@ -26,7 +26,6 @@ from trainyard.data.lay import lay_bodies, lay_lines
 from trainyard.data.leakage import COVERED
 from trainyard.data.lines import Records, batches
 from trainyard.data.messages import text_of
-from trainyard.data.patterns import SEPARATOR
 from trainyard.data.proof import Proof, prove, prove_rows, split
 from trainyard.data.rows import RowReader, encode, in_file
 from trainyard.data.scan import BANDS, SCANNED
@@ -127,7 +126,8 @@ class ChunkCheck:
         suspects = {*batch.aside, *np.flatnonzero(marked).tolist()}
         redacted: dict[int, dict[str, Any]] = {}
         for i in sorted(suspects):
-            whole = f"{batch.aside.get(i, '')}{batch.asked(i)}{SEPARATOR}{batch.told(i)}"
+            begin, _, end = batch.bounds[i].tolist()
+            whole = batch.aside.get(i, "") + batch.text[begin:end].decode()
             codes = set()
             for finding in self.patterns.find(whole):
                 code, name = finding.pattern.code, finding.pattern.name
@@ -232,8 +232,7 @@ class ChunkCheck:
         facts["start"][1:] = self.written + ends[:-1]
         facts["size"] = np.diff(ends, prepend=0)
         self.written += len(rows)
-        for at in range(0, len(rows), WRITTEN):
-            self.rows.write(rows[at : at + WRITTEN])
+        _spill(self.rows, rows)
 
     def _prove(self, batch: Batch, facts: Any) -> dict[int, bytes]:
         """Note tokens and what encoding shows; the rows that were split, as several lines each."""
@@ -298,6 +297,20 @@ def _private(path: Path) -> Any:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
 
 
+def _spill(file: Any, array: Any) -> None:
+    content = array.reshape(-1).view(np.uint8)
+    for at in range(0, len(content), WRITTEN):
+        file.write(content[at : at + WRITTEN])
+
+
+def _save(file: Path, array: Any) -> None:
+    """What `np.save` writes."""
+    with file.open("wb") as opened:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(opened, header)
+        _spill(opened, array)
+
+
 def check_chunk(job_file: Path, number: int) -> Path:
     """Facts of one chunk, unless they are there already; returns their folder."""
     job = Job.load(job_file)
@@ -313,8 +326,8 @@ def check_chunk(job_file: Path, number: int) -> Path:
     if info["read"] != check.chunk.lines:
         raise InputError(f"{check.table.name} changed while it was read: start again")
     empty = np.zeros(0, FACTS), np.zeros((BANDS, 0), np.uint64)
-    np.save(partial / "facts.npy", np.concatenate(check.facts) if check.facts else empty[0])
-    np.save(partial / "bands.npy", np.concatenate(check.bands, axis=1) if check.bands else empty[1])
+    _save(partial / "facts.npy", np.concatenate([empty[0], *check.facts]))
+    _save(partial / "bands.npy", np.concatenate([empty[1], *check.bands], axis=1))
     np.save(partial / "overlaps.npy", np.array(check.overlaps, OVERLAPS))
     write_json(partial / "info.json", info)
     try:

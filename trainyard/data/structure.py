@@ -16,7 +16,7 @@ Finding = tuple[str, str]
 EMPTY = ("empty_output", "an assistant message is empty")
 ENDS = frozenset(".!?`}]")
 ENDING = np.isin(np.arange(256), [ord(c) for c in ENDS])
-FENCE = b"```"
+BACKTICK = ord("`")
 
 
 def refuse_unusable(body: Mapping[str, Any]) -> None:
@@ -65,14 +65,12 @@ def findings(body: Mapping[str, Any], folder: Path, plain: bool, told: str) -> l
 
 def open_ended(text: bytes, bounds: NDArray[np.int64]) -> list[int]:
     """Rows, as `join` puts them, whose answer does not end like a sentence or holds code."""
-    last = np.frombuffer(text, np.uint8)[bounds[:, 2] - 1]  # of no answer, what stands before it
-    found = set(np.flatnonzero(~ENDING[last]).tolist())
-    at = text.find(FENCE) if FENCE[:1] in text else -1  # one byte is found faster than three
-    while at >= 0:
-        row = int(np.searchsorted(bounds[:, 2], at, "right"))
-        found.add(row)
-        at = text.find(FENCE, int(bounds[row, 2]))
-    return sorted(found)
+    content = np.frombuffer(text, np.uint8)
+    last = content[bounds[:, 2] - 1]  # of no answer, what stands before it
+    ticks = np.flatnonzero(content == BACKTICK)
+    fences = ticks[2:][ticks[2:] - ticks[:-2] == 2]
+    coded = np.searchsorted(bounds[:, 2], fences, "right").tolist()
+    return sorted({*np.flatnonzero(~ENDING[last]).tolist(), *coded})
 
 
 def _order(messages: list[Message]) -> str | None:
