@@ -92,6 +92,11 @@ def gpu_price(recipe: Recipe, prices: Prices) -> float | None:
     return own if own is not None or card is None else prices.gpu_hour.get(card)
 
 
+def gpu_price_per_s(recipe: Recipe) -> float:
+    """Price of a second of all GPUs that train; 0 without GPU or price."""
+    return (gpu_price(recipe, read_prices()) or 0.0) * recipe.resources.training_gpus / 3600
+
+
 def judging(recipe: Recipe, prices: Prices) -> float:
     """The most that judges of a release will cost, before anything is cached."""
     most = 0.0

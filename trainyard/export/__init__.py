@@ -4,7 +4,7 @@
 one and scores the version's parity probes with both.
 """
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import shutil
@@ -74,7 +74,7 @@ def export(version: Path, kind: Kind, out: Path, home: Path) -> Exported:
             f"{facts.base_model.ref} is {base.digest[:12]} by now, and the version was trained on "
             f"{facts.base_model.digest[:12]}: restore those weights"
         )
-    if kind == "torchao-int8" and importlib.util.find_spec("torchao") is None:
+    if kind == "torchao-int8" and not _is_installed("torchao"):
         raise InputError("torchao is not installed: pip install torchao, or export as int8")
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -153,3 +153,12 @@ def _convert(converter: str, folder: Path) -> None:
         raise TrainyardError(f"{converter} ended with {done.returncode}: {last[0]}")
     for weights in folder.glob("*.safetensors*"):
         weights.unlink()
+
+
+def _is_installed(package: str) -> bool:
+    """Whether it is there, also where this process has left it out of what it imports."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -130,12 +130,13 @@ def _launch(job: Job, work: TrainJob, held: Stage, progress: Progress) -> TrainR
     most_s = job.recipe.resources.max_hours * 3600
     paid_s = cost.affordable_s(job, datetime.now(UTC))
     limit_s = most_s if paid_s is None else min(most_s, paid_s)
+    price_per_s = cost.gpu_price_per_s(job.recipe)
     begin = time.monotonic()
     try:
         return launch(
             work,
             held.folder,
-            progress=lambda step: progress(*_shown(step)),
+            progress=lambda step: progress(*step_words(step, price_per_s)),
             limits=Limits(total_s=limit_s),
             mirror=_mirror(job, held),
         )
@@ -171,7 +172,19 @@ def _trained(held: Stage, result: dict[str, Any], *, skipped: bool) -> Trained:
     return Trained(result=values, folder=held.folder, skipped=skipped)
 
 
-def _shown(step: dict[str, Any]) -> tuple[float, str]:
-    total = step.get("total_steps") or 0
-    share = step["step"] / total if total else 0.0
-    return share, f"step {step['step']} of {total}, loss {step['loss']:.3f}"
+def step_words(step: dict[str, Any], price_per_s: float = 0.0) -> tuple[float, str]:
+    """Share done and, in words, where it is, how fast, how long still and what it cost so far.
+
+    `price_per_s` is that of all GPUs together.
+    """
+    total, done, seconds = step.get("total_steps") or 0, step["step"], step.get("seconds", 0.0)
+    words = [f"step {done}" + (f" of {total}" if total else ""), f"loss {step['loss']:.3f}"]
+    if "tokens_per_s" in step:
+        words.append(f"{step['tokens_per_s']:,.0f} tokens/s")
+    if memory := step.get("gpu_gib") or step.get("rss_gib"):
+        words.append(f"{memory:.1f} GiB")
+    if done and seconds:
+        words.append(f"{max(total - done, 0) * seconds / done / 60:.1f} min left")
+    if price_per_s:
+        words.append(f"cost {seconds * price_per_s:.2f}")
+    return (done / total if total else 0.0), ", ".join(words)
