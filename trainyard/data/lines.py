@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trainyard.data.containers import Table
 from trainyard.errors import InputError
 
-BLOCK, ROWS = 1 << 21, 4096
+BLOCK, ROWS = 1 << 22, 4096
 """Bytes read at once, and records of an index."""
 PIECE = 1 << 20
 """Bytes that stay in the cache."""
