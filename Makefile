@@ -16,7 +16,7 @@ demo: $(VENV)/ready ## from recipe to a gated, served model on this machine
 	@$(PY) -m flows.release recipes/quickstart.yaml
 
 test: check ## everything that can run on this machine; the longest areas begin first
-	@.ci/areas tests/e2e tests/services/training $(filter-out tests/services/training/,$(AREAS)) tests/flows tests/unit
+	@.ci/areas tests/e2e tests/services/training tests/flows $(filter-out tests/services/training/,$(AREAS)) tests/unit
 
 check: $(VENV)/dev ## lint, types, layers
 	$(VENV)/bin/ruff check .
