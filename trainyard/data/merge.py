@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import mmap
 import os
 from bisect import bisect_right
 from collections import Counter
@@ -222,27 +221,22 @@ def write_rows(merged: Merged, folder: Path) -> tuple[int, dict[str, str]]:
     written, digests = 0, {name: hashlib.sha256() for name in (*SIDES[:2], "quarantine")}
     fd = os.open(folder / "quarantine.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     opened = [(folder / f"{name}.jsonl").open("wb", buffering=WRITTEN) for name in SIDES[:2]]
+    files = [place / "rows.jsonl" for place in merged.places]
+    memory = np.empty(max((file.stat().st_size for file in files), default=0), np.uint8).data
     with opened[TRAIN], opened[VAL], os.fdopen(fd, "wb") as bad:
-        for number, place in enumerate(merged.places):
+        for number, file in enumerate(files):
             rows = merged.chunk_rows(number)
-            content = _mapped(place / "rows.jsonl")
+            with file.open("rb") as found:
+                content = memory[: found.readinto(memory)]
             for a, b, side in _runs(merged.side[rows], merged.facts["start"][rows], len(content)):
                 if side != QUARANTINE:
                     opened[side].write(content[a:b])
                     digests[SIDES[side]].update(content[a:b])
-            del content  # one chunk at a time is mapped
             lines = _quarantine_lines(merged, number)
             written += len(lines)
             bad.write(b"".join(lines))
             digests["quarantine"].update(b"".join(lines))
-    return written, {f"{name}.jsonl": found.hexdigest() for name, found in digests.items()}
-
-
-def _mapped(file: Path) -> memoryview:
-    with file.open("rb") as opened:
-        if not os.fstat(opened.fileno()).st_size:
-            return memoryview(b"")
-        return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+    return written, {f"{name}.jsonl": made.hexdigest() for name, made in digests.items()}
 
 
 def _runs(side: NDArray[np.uint8], starts: Rows, end: int) -> Iterator[tuple[int, int, int]]:
