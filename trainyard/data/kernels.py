@@ -4,13 +4,33 @@ Import this module only where rows are processed: numba takes a second to load.
 """
 
 import hashlib
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+
+@contextmanager
+def _absent(*names: str) -> Iterator[None]:
+    """Modules that are not loaded yet are not found, if no other thread could want them."""
+    alone = threading.active_count() == 1
+    hidden = [name for name in names if alone and name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+with _absent("scipy", "cffi", "coverage"):  # numba would load them: a quarter of a second
+    import numba
+    import numba.np.arraymath
 
 Bytes = NDArray[np.uint8]
 F = TypeVar("F", bound=Callable[..., Any])
