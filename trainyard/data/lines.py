@@ -14,7 +14,7 @@ from trainyard.errors import InputError
 
 BLOCK, ROWS = 1 << 22, 4096
 """Bytes read at once, and records of an index."""
-PIECE = 1 << 20
+PIECE = 1 << 18
 """Bytes that stay in the cache."""
 LINE_END = ord("\n")
 

@@ -18,6 +18,8 @@ ROWS = 2048
 COMMON_SHARE = 0.02
 FEWEST = 20
 TRIED = 512
+AT_ONCE = 1 << 18
+"""Bytes that stay in the cache: of most records only their ends are looked for."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def _sample(
 def _each(chunk: Chunk, every: int) -> Iterator[bytes]:
     """The first record of each `every`."""
     seen = 0
-    for some in batches(chunk):
+    for some in batches(chunk, AT_ONCE):
         for i in range(-seen % every, len(some), every):
             yield some.raw(i)
         seen += len(some)
