@@ -25,7 +25,7 @@ from trainyard.data.locate import locate
 from trainyard.data.sample import common_grams
 from trainyard.data.template import Template
 from trainyard.data.tokens import FastTokens
-from trainyard.data.tools import not_collecting
+from trainyard.data.tools import not_collecting, tools_of
 from trainyard.data.verdict import DataVerdict
 from trainyard.data.worker import Worker, start
 from trainyard.errors import InputError, TrainyardError
@@ -191,6 +191,7 @@ def _in_processes(
     """The first share here, each other one in a process of its own."""
     workers: list[Worker] = []
     own, *others = shares
+    tools_of(Job.load(job_file))  # a fork takes them along
     try:
         workers += [start(job_file, share) for share in others]
         for number in own:
