@@ -232,7 +232,7 @@ class ChunkCheck:
         facts["start"][1:] = self.written + ends[:-1]
         facts["size"] = np.diff(ends, prepend=0)
         self.written += len(rows)
-        _spill(self.rows, rows)
+        spill(self.rows, rows)
 
     def _prove(self, batch: Batch, facts: Any) -> dict[int, bytes]:
         """Note tokens and what encoding shows; the rows that were split, as several lines each."""
@@ -297,7 +297,7 @@ def _private(path: Path) -> Any:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
 
 
-def _spill(file: Any, array: Any) -> None:
+def spill(file: Any, array: Any) -> None:
     content = array.reshape(-1).view(np.uint8)
     for at in range(0, len(content), WRITTEN):
         file.write(content[at : at + WRITTEN])
@@ -308,7 +308,7 @@ def _save(file: Path, array: Any) -> None:
     with file.open("wb") as opened:
         header = np.lib.format.header_data_from_array_1_0(array)
         np.lib.format.write_array_header_1_0(opened, header)
-        _spill(opened, array)
+        spill(opened, array)
 
 
 def check_chunk(job_file: Path, number: int) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from trainyard.data.chunk import WRITTEN, quarantined
+from trainyard.data.chunk import WRITTEN, quarantined, spill
 from trainyard.data.divide import validation
 from trainyard.data.duplicates import (
     Clusters,
@@ -228,10 +228,16 @@ def write_rows(merged: Merged, folder: Path) -> tuple[int, dict[str, str]]:
             rows = merged.chunk_rows(number)
             with file.open("rb") as found:
                 content = memory[: found.readinto(memory)]
+            end, held_out = 0, []
             for a, b, side in _runs(merged.side[rows], merged.facts["start"][rows], len(content)):
-                if side != QUARANTINE:
-                    opened[side].write(content[a:b])
-                    digests[SIDES[side]].update(content[a:b])
+                if side == TRAIN:  # moved together in place
+                    content[end : end + b - a] = content[a:b]
+                    end += b - a
+                elif side == VAL:
+                    held_out.append(bytes(content[a:b]))
+            for side, kept in ((TRAIN, content[:end]), (VAL, b"".join(held_out))):
+                spill(opened[side], np.frombuffer(kept, np.uint8))
+                digests[SIDES[side]].update(kept)
             lines = _quarantine_lines(merged, number)
             written += len(lines)
             bad.write(b"".join(lines))
