@@ -2,10 +2,8 @@ import asyncio
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
@@ -14,6 +12,7 @@ from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from deployments import pools
 from tasks import dispatch
 from tasks.server import server
+from tests.flows import declared
 from trainyard.errors import InputError, Unavailable
 from trainyard.recipe.resources import ResourcesSpec
 
@@ -41,8 +40,7 @@ def test_every_deployment_reaches_the_server_and_twice_changes_nothing() -> None
         found = client.read_deployments()
         gpu = client.read_work_pool("gpu")
         (look,) = client.read_automations_by_name("look-at-quickstart")
-    declared = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]
-    assert sorted(d.name for d in found) == sorted(d["name"] for d in declared)
+        assert declared.on_server(client) == declared.in_file()
     release = next(d for d in found if (d.name, d.tags) == ("quickstart", ["release"]))
     assert release.parameters["environment"] == "team"
     assert {"recipe", "overrides", "environment", "dry_run"} == set(

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
+
+from tests.flows import declared
 
 ONE = "{py} -m deployments.pools && {py} -m prefect --no-prompt deploy --all"
 
@@ -31,8 +32,6 @@ def test_two_who_deploy_at_once_leave_every_deployment_once() -> None:
         said = one.communicate(timeout=600)[0]
         assert one.returncode == 0, said
     with get_client(sync_client=True) as client:
-        found = sorted(deployment.name for deployment in client.read_deployments())
+        assert declared.on_server(client) == declared.in_file()
         pools = sorted(pool.name for pool in client.read_work_pools())
-    declared = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]
-    assert [name for name in found if name != "waits"] == sorted(d["name"] for d in declared)
     assert pools.count("cpu") == pools.count("gpu") == 1
