@@ -24,7 +24,7 @@ from trainyard.data.facts import Former, read_former, write_facts
 from trainyard.data.job import METHOD, Job
 from trainyard.data.merge import QUARANTINE, TRAIN, VAL, Merged, merge, reasons, write_rows
 from trainyard.data.overlap import write_overlaps
-from trainyard.data.page import Story, page, summary
+from trainyard.data.page import Story, masked, page, summary
 from trainyard.data.template import Template
 from trainyard.data.verdict import Counts, DataVerdict, conserve, judge
 from trainyard.files import digest_file, digest_json, write_json, write_text
@@ -107,7 +107,7 @@ def _verdict(
         trained_tokens=int(facts["trained"].sum()),
         lost_tokens=int(facts["lost"].sum()),
         digest=_content(merged),
-        problems=(*refuse, *warn),
+        problems=tuple(masked(problem) for problem in (*refuse, *warn)),  # a label may be a key
         out=str(out),
         drift=drift.words if drift is not None else None,
     )

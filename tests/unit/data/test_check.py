@@ -285,6 +285,10 @@ def test_a_secret_in_a_role_or_a_label_is_masked_in_reports(
         assert SECRET not in text
         assert "<b>" not in text
     assert "[AWS_KEY]" in (out / "report.html").read_text()
+    limits = Limits(min_rows=0, min_label_share=0.2)
+    refused = check(lenient(file, label="kind", limits=limits), tmp_path / "no")
+    assert any("[AWS_KEY]" in problem for problem in refused.problems)
+    assert SECRET not in (refused.folder / "verdict.json").read_text()
 
 
 def test_redaction_replaces_and_is_recorded(write_rows: Write, tmp_path: Path) -> None:
