@@ -488,7 +488,9 @@ def test_the_log_is_redacted_and_feedback_is_kept(
     gateway.route(engines())
     asked = {"messages": [{"role": "user", "content": "I am ann@example.org"}]}
     request_id = gateway.ask(asked).headers["x-request-id"]
-    row = json.loads((gateway.folder / "requests.jsonl").read_text())
+    log = gateway.folder / "requests.jsonl"
+    until(lambda: log.exists() and log.read_text().endswith("\n"))  # the answer does not wait
+    row = json.loads(log.read_text())
     assert row["messages"] == [{"role": "user", "content": "I am <email>"}]
     assert (row["request_id"], row["version"]) == (request_id, "a" * 64)
     given = {"request_id": request_id, "score": -1, "correction": "better"}
