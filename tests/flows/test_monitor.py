@@ -5,10 +5,8 @@ for a release are the real ones.
 """
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterNam
 from flows.monitor import HOME, monitor
 from flows.release import release
 from tests.flows import stored
+from tests.inbox import Inbox, inbox
 from tests.services.rollout.test_local import stub, version
 from trainyard import files, rollout
 from trainyard.monitor import watch
@@ -32,6 +31,8 @@ from trainyard.registry.mirror import open_registries
 # mlflow maps its tables while a test runs; a warning as an error would stop that for good
 pytestmark = pytest.mark.filterwarnings("default")
 
+__all__ = ["inbox"]
+
 OLD, NEW = "aaaaaaaa", "bbbbbbbb"
 SHOP = "my order {} of a charger is late and I want a refund please"
 LAB = "how do I titrate the enzyme buffer of assay {} with the reagent"
@@ -39,24 +40,8 @@ Say = dict[str, Any]
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Say]]:
-    """What people are told, at a real webhook."""
-    found: list[Say] = []
-
-    class Post(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            found.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = HTTPServer(("127.0.0.1", 0), Post)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("INBOX", f"json://127.0.0.1:{server.server_address[1]}/")
-    yield found
-    server.shutdown()
-    server.server_close()
+def told(inbox: Inbox) -> list[Say]:
+    return inbox.got
 
 
 class Place:

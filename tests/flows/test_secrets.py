@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_DATABASE_CONNECTION_URL
 from flows.release import release
 from tests.flows import stored
 from tests.flows.test_approval import GATES
-from tests.unit.test_notify import Inbox, inbox
+from tests.inbox import Inbox, inbox
 from trainyard import rollout
 
 __all__ = ["inbox"]

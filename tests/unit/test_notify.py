@@ -1,13 +1,11 @@
 import json
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.inbox import Inbox, inbox
 from trainyard import notify
 from trainyard.errors import Refused
 from trainyard.notify import Message
@@ -15,42 +13,9 @@ from trainyard.process import ProcessRecord
 from trainyard.recipe.notify import NotifySpec
 from trainyard.run import Summary
 
+__all__ = ["inbox"]
+
 MESSAGE = Message(event="success", title="PASS: x@1 is released", lines=("n 400",))
-
-
-class Inbox(ThreadingHTTPServer):
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Post)
-        self.got: list[dict[str, Any]] = []
-        self.delay_s = 0.0
-        self.status = 200
-
-    @property
-    def address(self) -> str:
-        return f"json://127.0.0.1:{self.server_address[1]}/a-secret-path"
-
-
-class Post(BaseHTTPRequestHandler):
-    server: Inbox
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        time.sleep(self.server.delay_s)
-        self.server.got.append(json.loads(body))
-        self.send_response(self.server.status)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None: ...
-
-
-@pytest.fixture
-def inbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
-    server = Inbox()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("INBOX", server.address)
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def test_one_message_per_event_with_verdict_and_numbers(inbox: Inbox) -> None:
