@@ -27,7 +27,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.runtime import flow_run as this_run
 
 from tasks.server import Server
-from trainyard.turns import Waiting, next_up
+from trainyard.turns import Queued, next_up
 
 logger = logging.getLogger("trainyard.dispatch")
 
@@ -121,10 +121,10 @@ def _alive(waiting: list[FlowRun]) -> list[FlowRun]:
     return [run for run in waiting if newest and run.updated and newest - run.updated < FORGOTTEN]
 
 
-def _waiting(run: FlowRun) -> Waiting:
+def _waiting(run: FlowRun) -> Queued:
     since = run.start_time or run.expected_start_time
     assert since is not None
-    return Waiting(str(run.id), _tag(run, "recipe"), int(_tag(run, "priority") or 0), since)
+    return Queued(str(run.id), _tag(run, "recipe"), int(_tag(run, "priority") or 0), since)
 
 
 def _tag(run: FlowRun, key: str) -> str:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 
-class Waiting(NamedTuple):
+class Queued(NamedTuple):
     id: str
     recipe: str
     priority: int
@@ -14,7 +14,7 @@ class Waiting(NamedTuple):
 
 
 def next_up(
-    waiting: Sequence[Waiting],
+    waiting: Sequence[Queued],
     running: Counter[str],
     last_start: Mapping[str, datetime],
     places: int,

@@ -9,14 +9,14 @@ from trainyard.environment import Environment
 from trainyard.errors import InputError
 from trainyard.gpu_pools import GpuPool, suitable
 from trainyard.recipe.resources import ResourcesSpec
-from trainyard.turns import Waiting, next_up
+from trainyard.turns import Queued, next_up
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def wait(name: str, priority: int = 0, at: int = 0) -> Waiting:
+def wait(name: str, priority: int = 0, at: int = 0) -> Queued:
     recipe, _, number = name.partition("-")
-    return Waiting(name, recipe, priority, T0 + timedelta(seconds=at or int(number or 0)))
+    return Queued(name, recipe, priority, T0 + timedelta(seconds=at or int(number or 0)))
 
 
 def test_a_recipe_that_asks_for_many_waits_for_itself() -> None:
