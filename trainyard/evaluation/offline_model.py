@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from trainyard.lean import leave_out
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-for _unused in ("bitsandbytes", "sklearn", "torchao"):  # imported where they are, and not needed
-    sys.modules.setdefault(_unused, None)  # type: ignore[arg-type]
+leave_out("bitsandbytes", "sklearn", "torchao")
 
 import torch  # noqa: E402
 from peft import PeftModel  # noqa: E402

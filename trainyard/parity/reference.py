@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trainyard.lean import leave_out
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-for _unused in ("sklearn", "torchao"):  # peft imports them wherever they are: a second and a half
-    sys.modules.setdefault(_unused, None)  # type: ignore[arg-type]
+leave_out("sklearn", "torchao")
 
 import torch  # noqa: E402
 from peft import PeftModel  # noqa: E402

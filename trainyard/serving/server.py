@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from trainyard.errors import InputError, TrainyardError
+from trainyard.lean import leave_out
 
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -19,10 +20,6 @@ _ENVIRONMENT = {
     # threads that spin while they wait make a step ten times slower on a machine that is shared
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-
-_LEFT_OUT = ("bitsandbytes", "sklearn", "torchao")
-"""transformers and peft import these wherever they are installed, for quantised weights and kinds
-of generation that are not served here: a second and a half of the start."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -88,8 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with bind(arguments.host, arguments.port) as bound:
             chosen = adapters(arguments.adapter, arguments.name)
-            for name in _LEFT_OUT:
-                sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+            leave_out("bitsandbytes", "sklearn", "torchao")
             # after the port and the environment: this imports torch and transformers
             from trainyard.serving.server_run import run  # noqa: PLC0415
 
