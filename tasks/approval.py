@@ -59,12 +59,7 @@ def _suspend(job: Job, asked: Question) -> Question:
             f"{problem}{asked.words}.\n\nReport: `{job.folder / 'report.html'}`\n\n"
             "A name is not proved here: protect the API."
         )
-        # a key that was answered returns at once when the run starts over
-        given = suspend_flow_run(
-            wait_for_input=Approval.with_initial_data(description=told),
-            timeout=max(1, int(left.total_seconds())),
-            key=f"{asked.key}-{attempt}",
-        )
+        given = entered(told, f"{asked.key}-{attempt}", max(1, int(left.total_seconds())))
         said = Answer(
             choice=given.decision,
             who=given.who,
@@ -77,6 +72,16 @@ def _suspend(job: Job, asked: Question) -> Question:
             get_run_logger().warning("%s", error)
             problem = f"**{error}.** "
     raise AssertionError
+
+
+def entered(told: str, key: str, timeout_s: int) -> Approval:
+    """Suspend the run until somebody has filled in the form below `told`.
+
+    A key that was answered returns its answer at once when the run starts over.
+    """
+    return suspend_flow_run(
+        wait_for_input=Approval.with_initial_data(description=told), timeout=timeout_s, key=key
+    )
 
 
 def _now() -> datetime:

@@ -8,10 +8,9 @@ from pathlib import Path
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.flow_runs import suspend_flow_run
 from prefect.runtime import deployment, flow_run
 
-from tasks.approval import Approval
+from tasks.approval import entered
 from tasks.policy import RETRY_DELAYS_S, worth_retrying
 from trainyard import versions
 from trainyard.environment import Environment
@@ -72,12 +71,8 @@ def _wait_for_yes(spec: DeploySpec, controlled: Rollout, question: str) -> None:
     named, problem = spec.approval, ""
     for attempt in count(1):
         told = f"{problem}{question}. The champion serves everybody until you answer."
-        # a key that was answered returns at once when the run starts over
-        given = suspend_flow_run(
-            wait_for_input=Approval.with_initial_data(description=told),
-            timeout=PATIENCE_S,
-            key=f"{controlled.state.id}-{len(controlled.state.done)}-{attempt}",
-        )
+        key = f"{controlled.state.id}-{len(controlled.state.done)}-{attempt}"
+        given = entered(told, key, PATIENCE_S)
         if named is None or given.who in named.by:
             controlled.answer(given.decision == "approve", f"{given.who}: {given.why}")
             return
