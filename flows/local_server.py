@@ -52,6 +52,7 @@ def server_at_hand(log: Path, *, deadline_s: float = 90) -> Iterator[None]:
             server.wait(10)
         except subprocess.TimeoutExpired:
             server.kill()
+            server.wait()
 
 
 def _command(port: int) -> list[str]:

@@ -99,10 +99,12 @@ def clone() -> Iterator[Clone]:
         made = Clone(folder)
         yield made
         made.run("deployments.down")
-        left = made.processes()
+        # the server of a release that has just ended may be on its way out
+        _, left = psutil.wait_procs(made.processes(), timeout=60)
+        commands = [" ".join(process.cmdline()) for process in left]
         for process in left:
             process.kill()
-        assert not left, f"left running: {[p.cmdline() for p in left]}"
+        assert not left, f"left running: {commands}"
 
 
 def _copy(folder: Path) -> None:
