@@ -12,7 +12,6 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 from tasks.policy import RETRY_DELAYS_S, worth_retrying
 from tasks.progress import shown
-from trainyard.data import chunk
 from trainyard.environment import HERE, ChunkRunner
 from trainyard.errors import InputError
 from trainyard.release import data
@@ -38,6 +37,8 @@ def check(job: Job, where: ChunkRunner) -> data.Checked:
 
 @task(name="check chunk", task_run_name="check chunk {number}", retries=1)
 def check_chunk(job_file: Path, number: int) -> None:
+    from trainyard.data import chunk
+
     chunk.check_chunk(job_file, number)
 
 

@@ -35,7 +35,8 @@ logger = logging.getLogger("trainyard.dispatch")
 Found = TypeVar("Found", bound=BaseModel)
 
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
-POLL_S = 2.0
+POLL_S = (0.5, 5.0)
+"""How often a job is asked for: often at first, and a long one seldom."""
 CRASHES = 2
 """How often a job whose worker or host was lost is started again; it goes on where it was."""
 LOOK_S = 30.0
@@ -165,7 +166,8 @@ def _start(
 
 def _follow(prefect: Server, started: FlowRun, pool: str | None) -> State[Any]:
     """Wait for the end of a run, saying its states as they come."""
-    said, looked, heard = None, time.monotonic(), time.monotonic()
+    begin = time.monotonic()
+    said, looked, heard = None, begin, begin
     beat: datetime | None = None
     unserved: float | None = None
     while True:
@@ -193,7 +195,7 @@ def _follow(prefect: Server, started: FlowRun, pool: str | None) -> State[Any]:
                 lambda client: client.set_flow_run_state(started.id, Cancelling(), force=True)
             )
             raise Unavailable(no_worker(pool or "", started.name))
-        time.sleep(POLL_S)
+        time.sleep(min(max(POLL_S[0], (now - begin) / 20), POLL_S[1]))
 
 
 def _lost(prefect: Server, run: FlowRun, silent_s: float) -> State[Any]:

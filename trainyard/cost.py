@@ -5,7 +5,7 @@ whose process was killed is not in it.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from pydantic import Field, NonNegativeFloat
 
 from trainyard import files
 from trainyard.errors import Refused
-from trainyard.evaluation.run import planned
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.evaluate import PairwiseSuite, RubricSuite
@@ -97,16 +96,17 @@ def gpu_price_per_s(recipe: Recipe) -> float:
     return (gpu_price(recipe, read_prices()) or 0.0) * recipe.resources.training_gpus / 3600
 
 
-def judging(recipe: Recipe, prices: Prices) -> float:
-    """The most that judges of a release will cost, before anything is cached."""
+def judging(recipe: Recipe, sizes: Mapping[str, int], prices: Prices) -> float:
+    """The most that judges of a release will cost, before anything is cached.
+
+    `sizes` are the numbers of items of its suites.
+    """
     most = 0.0
-    sizes: dict[str, Any] = {}
     for suite in recipe.evaluate.suites:
         if not isinstance(suite, PairwiseSuite | RubricSuite):
             continue
-        sizes = sizes or planned(recipe.evaluate)
         pairwise = isinstance(suite, PairwiseSuite)
-        calls = sizes[suite.name].n * (2 if pairwise else 1)
+        calls = sizes[suite.name] * (2 if pairwise else 1)
         shown = RUBRIC_TOKENS + suite.max_tokens * (2 if pairwise else 1)
         dear = sum(
             calls * (shown * price.input + juror.max_tokens * price.output) / 1e6
@@ -117,17 +117,24 @@ def judging(recipe: Recipe, prices: Prices) -> float:
     return most
 
 
-def estimate(recipe: Recipe, home: Path, train_s: float | None, prices: Prices) -> float | None:
+def estimate(
+    recipe: Recipe,
+    home: Path,
+    train_s: float | None,
+    sizes: Mapping[str, int],
+    prices: Prices,
+) -> float | None:
     """What a release will cost: training as computed, evaluation as long as lately, judges at most.
 
-    None where a GPU will be used whose price is not known.
+    `sizes` are the numbers of items of its suites. None where a GPU will be used whose price is not
+    known.
     """
     price = gpu_price(recipe, prices)
     if recipe.resources.gpus and (price is None or train_s is None):
         return None
     lately = [e.evaluate_s for e in entries(home, recipe.name) if e.evaluate_s][-RECENT:]
     hours = gpu_hours(recipe, train_s, sum(lately) / len(lately) if lately else 0)
-    return hours * (price or 0) + judging(recipe, prices)
+    return hours * (price or 0) + judging(recipe, sizes, prices)
 
 
 def gpu_hours(recipe: Recipe, train_s: float | None, evaluate_s: float | None) -> float:

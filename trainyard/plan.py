@@ -1,5 +1,6 @@
 """What a release would do, skip, need and cost: before any of it, offline, without torch."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -9,7 +10,7 @@ from trainyard import changes, cost, lineage, needs, registration
 from trainyard.environment import Environment
 from trainyard.errors import TrainyardError, Unavailable
 from trainyard.evaluation.run import planned
-from trainyard.gate import Rules
+from trainyard.gate import Planned, Rules
 from trainyard.gate.foresight import foresee
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
@@ -93,7 +94,8 @@ def make(
     """
     notes: list[str] = []
     champion = _champion(job, notes, offline)
-    gates, problems = _gates(job.recipe, champion)
+    held = planned(job.recipe.evaluate)
+    gates, problems = _gates(job.recipe, held, champion)
     checked = _checked(job, champion)
     needed = needs.of(job.recipe, job.home, checked)
     engine.check(job.recipe)
@@ -101,7 +103,8 @@ def make(
     few = _too_few_nodes(job.recipe, where, notes)
     training_s = needed.budget.hours * 3600 if needed.budget else None
     stages = _stages(job, checked, champion)
-    amount = cost.estimate(job.recipe, job.home, training_s, cost.read_prices())
+    sizes = {name: suite.n for name, suite in held.items()}
+    amount = cost.estimate(job.recipe, job.home, training_s, sizes, cost.read_prices())
     spends = any(s.action == "run" and s.name in ("train", "evaluate") for s in stages)
     now = datetime.now(UTC)
     off = cost.error_words(cost.entries(job.home, job.recipe.name))
@@ -166,11 +169,13 @@ def _is_local(recipe: Recipe) -> bool:
     return local and isinstance(archive, FolderArchive) and archive.url is None
 
 
-def _gates(recipe: Recipe, champion: Champion | None) -> tuple[list[PlanGate], list[str]]:
+def _gates(
+    recipe: Recipe, held: Mapping[str, Planned], champion: Champion | None
+) -> tuple[list[PlanGate], list[str]]:
     arms = {"candidate", "base", *({"champion"} if champion else ())}
     found = foresee(
         recipe.gates,
-        planned(recipe.evaluate),
+        held,
         arms,
         Rules.of(recipe.evaluate, has_champion=champion is not None),
     )

@@ -73,7 +73,7 @@ def test_a_run_that_fell_silent_is_crashed_and_one_that_is_heard_is_not(
 ) -> None:
     monkeypatch.setattr(dispatch, "SILENT_S", 6.0)
     monkeypatch.setattr(dispatch, "LOOK_S", 0.5)
-    monkeypatch.setattr(dispatch, "POLL_S", 0.2)
+    monkeypatch.setattr(dispatch, "POLL_S", (0.2, 0.2))
     silent, heard = make(), make()
     beat(client, silent)
     over = threading.Event()

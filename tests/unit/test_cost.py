@@ -54,7 +54,7 @@ def test_all_nodes_train_and_one_evaluates(tmp_path: Path) -> None:
         job(tmp_path, two), summary(stage("train", 3600), stage("evaluate", 900)), NOW
     )
     assert (found.gpus, found.gpu_hours) == (4, pytest.approx(4 + 2 * 900 / 3600))
-    assert cost.estimate(two, tmp_path, 3600, Prices()) == pytest.approx(3 * 4)
+    assert cost.estimate(two, tmp_path, 3600, {}, Prices()) == pytest.approx(3 * 4)
 
 
 def test_only_seconds_of_work_on_a_gpu_cost(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_a_card_has_the_price_of_the_table_and_a_recipe_its_own(tmp_path: Path) 
     by_table = recipe(resources__price_per_gpu_hour=None)
     assert cost.gpu_price(by_table, prices) == 0.5
     assert cost.gpu_price(recipe(), prices) == 3.0
-    assert cost.estimate(by_table, tmp_path, 3600, prices) == pytest.approx(1.0)
-    assert cost.estimate(by_table, tmp_path, 3600, Prices()) is None
+    assert cost.estimate(by_table, tmp_path, 3600, {}, prices) == pytest.approx(1.0)
+    assert cost.estimate(by_table, tmp_path, 3600, {}, Prices()) is None
     table.write_text("{gpu_hour: {L5: 0.5}}")
     with pytest.raises(InputError, match=r"prices\.yaml:1: gpu_hour\.L5"):
         cost.read_prices(table)
@@ -103,7 +103,7 @@ def test_judges_cost_what_their_replies_said(tmp_path: Path) -> None:
     found = recipe(evaluate__suites=[judged()], gates=["win_rate > 0.5"])
     prices = Prices(judge={"judge-2026-01-01": TokenPrice(input=1, output=4)})
     calls = 100 * 2
-    assert cost.judging(found, prices) == pytest.approx(
+    assert cost.judging(found, {"duel": 100}, prices) == pytest.approx(
         calls * ((700 + 2 * 512) * 1 + 1024 * 4) / 1e6
     )
     run = job(tmp_path, found)

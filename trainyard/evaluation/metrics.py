@@ -10,15 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-import sacrebleu
-
 from trainyard.errors import InputError
 from trainyard.evaluation.words import normal, words
 
 RougeVariant = Literal["rouge1", "rouge2", "rougeL", "rougeLsum"]
-_BLEU = sacrebleu.BLEU()
-_SENTENCE_BLEU = sacrebleu.BLEU(effective_order=True)
-_CHRF = sacrebleu.CHRF()
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -75,39 +70,49 @@ def rouge(candidate: str, reference: str, variant: RougeVariant) -> float:
 
 def bleu(candidates: Sequence[str], references: Sequence[str]) -> float:
     """Corpus BLEU of sacrebleu in [0, 100], one reference per candidate."""
+    from trainyard.evaluation.bleu import BLEU
+
     _check_aligned(candidates, references)
-    return float(_BLEU.corpus_score(list(candidates), [list(references)]).score)
+    return float(BLEU.corpus_score(list(candidates), [list(references)]).score)
 
 
 def chrf(candidates: Sequence[str], references: Sequence[str]) -> float:
     """Corpus chrF2 of sacrebleu in [0, 100], one reference per candidate."""
+    from trainyard.evaluation.bleu import CHRF
+
     _check_aligned(candidates, references)
-    return float(_CHRF.corpus_score(list(candidates), [list(references)]).score)
+    return float(CHRF.corpus_score(list(candidates), [list(references)]).score)
 
 
 def signatures() -> dict[str, str]:
     """Sacrebleu's signatures: how BLEU and chrF were computed. Known after a first score."""
+    from trainyard.evaluation.bleu import BLEU, CHRF
+
     bleu(["a"], ["a"])
     chrf(["a"], ["a"])
-    return {"bleu": str(_BLEU.get_signature()), "chrf": str(_CHRF.get_signature())}
+    return {"bleu": str(BLEU.get_signature()), "chrf": str(CHRF.get_signature())}
 
 
 def bleu_stats(answer: str, reference: str) -> tuple[float, tuple[float, ...]]:
     """Sentence BLEU for display, and the statistics whose sums give corpus BLEU."""
-    found = _SENTENCE_BLEU.sentence_score(answer, [reference])
+    from trainyard.evaluation.bleu import SENTENCE_BLEU
+
+    found = SENTENCE_BLEU.sentence_score(answer, [reference])
     stats = (*found.counts, *found.totals, found.sys_len, found.ref_len)
     return float(found.score), tuple(float(x) for x in stats)
 
 
 def chrf_stats(answer: str, reference: str) -> tuple[float, tuple[float, ...]]:
     """Sentence chrF2, and per order the n-grams of the answer, the reference and both."""
+    from trainyard.evaluation.bleu import CHRF
+
     mine, theirs = "".join(answer.split()), "".join(reference.split())
     stats: list[float] = []
     for order in range(1, 7):
         ours, other = _grams(mine, order), _grams(theirs, order)
         # as sacrebleu: an order that the reference is too short for is left out
         stats += [ours.total() if other else 0, other.total(), (ours & other).total()]
-    return float(_CHRF.sentence_score(answer, [reference]).score), tuple(stats)
+    return float(CHRF.sentence_score(answer, [reference]).score), tuple(stats)
 
 
 def perplexity(nll_sums: Sequence[float], token_counts: Sequence[float]) -> float:

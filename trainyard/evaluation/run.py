@@ -305,5 +305,7 @@ def _facts(
             }
             for one in prepared
         },
-        "signatures": {key: value for key, value in signatures().items() if key in names},
+        "signatures": {key: value for key, value in signatures().items() if key in names}
+        if names & {"bleu", "chrf"}
+        else {},
     }

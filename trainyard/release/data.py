@@ -9,12 +9,11 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
 from trainyard import files, stage
-from trainyard.data.check import Runner, check
 from trainyard.data.locate import locate
 from trainyard.data.verdict import DataVerdict
 from trainyard.errors import Refused
@@ -29,6 +28,9 @@ DATA = "data"
 """Folder of a version with the facts of its rows, without their text."""
 FACTS = ("facts.parquet", "verdict.json", "manifest.json")
 VERDICT = TypeAdapter(DataVerdict)
+
+if TYPE_CHECKING:
+    from trainyard.data.check import Runner
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +123,7 @@ def run(
     *,
     previous: Previous | None = None,
     processes: int = 0,
-    runner: Runner | None = None,
+    runner: "Runner | None" = None,
 ) -> Checked:
     """Raises Refused, with what was found, when the rows must not be trained on."""
     recipe = job.recipe
@@ -130,6 +132,8 @@ def run(
         if found:
             checked = _checked(held, found, skipped=True)
         else:
+            from trainyard.data.check import check
+
             verdict = check(
                 recipe.data,
                 held.folder / OUT,
