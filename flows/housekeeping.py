@@ -5,12 +5,13 @@ from pathlib import Path
 from prefect import flow
 
 from tasks import housekeeping as tasks
-from tasks.policy import quiet_own_errors
+from tasks.policy import keeps_secrets, quiet_own_errors
 from trainyard.housekeeping import Swept
 
 quiet_own_errors()
 
 
+@keeps_secrets
 @flow(name="housekeeping")
 def housekeeping(days: float = 30, delete: bool = False) -> Swept:
     """Sweep runs, checkpoints, versions, caches, trackers' runs and Prefect's results.

@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 
 from tasks import monitor as tasks
-from tasks.policy import quiet_own_errors
+from tasks.policy import keeps_secrets, quiet_own_errors
 from trainyard.environment import read_environment
 from trainyard.monitor.watch import Look
 from trainyard.recipe import read_recipe
@@ -16,6 +16,7 @@ HOME = Path(".trainyard")
 quiet_own_errors()
 
 
+@keeps_secrets
 @flow(name="monitor", flow_run_name="{recipe}", validate_parameters=True)
 def monitor(
     recipe: str, overrides: dict[str, Any] | None = None, environment: str = "laptop"

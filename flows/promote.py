@@ -6,13 +6,14 @@ from prefect import flow
 
 from tasks import approval
 from tasks import rollout as tasks
-from tasks.policy import quiet_own_errors
+from tasks.policy import keeps_secrets, quiet_own_errors
 from trainyard.environment import read_environment
 from trainyard.release.rollout import Served
 
 quiet_own_errors()
 
 
+@keeps_secrets
 @flow(name="promote", flow_run_name="{name} {version} to {to}")
 def promote(name: str, version: str = "staging", to: str = "production") -> Served:
     """Give a version that passed its gates traffic in another environment.

@@ -12,7 +12,7 @@ from flows import console
 from flows.evaluation import evaluation
 from flows.training import training
 from tasks import approval, data, dispatch, gate, notify, plan, registry, report, rollout, traces
-from tasks.policy import quiet_own_errors
+from tasks.policy import keeps_secrets, quiet_own_errors
 from trainyard import secrets
 from trainyard.environment import HERE, Environment, read_environment
 from trainyard.errors import Refused
@@ -43,6 +43,7 @@ quiet_own_errors()
 traces.start()
 
 
+@keeps_secrets
 @flow(
     name="release",
     flow_run_name="{recipe}",

@@ -6,12 +6,13 @@ from prefect import flow
 
 from tasks import notify
 from tasks import rollout as tasks
-from tasks.policy import quiet_own_errors
+from tasks.policy import keeps_secrets, quiet_own_errors
 from trainyard.rollout import Rollback
 
 quiet_own_errors()
 
 
+@keeps_secrets
 @flow(name="rollback", flow_run_name="{name}")
 def rollback(name: str, why: str) -> Rollback:
     """Give the former champion of a model all traffic again, then the alias.

@@ -6,13 +6,14 @@ from prefect import flow
 
 from tasks import approval
 from tasks import rollout as tasks
-from tasks.policy import quiet_own_errors
+from tasks.policy import keeps_secrets, quiet_own_errors
 from trainyard.environment import PRODUCTION
 from trainyard.release.rollout import Served
 
 quiet_own_errors()
 
 
+@keeps_secrets
 @flow(name="rollout", flow_run_name="{name} {version}")
 def rollout(name: str, version: str = "candidate") -> Served:
     """Roll out one registered version of a model; back to the champion when it is worse.

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.futures import as_completed
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTaskRunner
 
-from tasks.policy import RETRY_DELAYS_S, worth_retrying
+from tasks.policy import RETRY_DELAYS_S, keeps_secrets, worth_retrying
 from tasks.progress import shown
 from trainyard.environment import HERE, ChunkRunner
 from trainyard.errors import InputError
@@ -18,6 +18,7 @@ from trainyard.release import data
 from trainyard.release.job import Job
 
 
+@keeps_secrets
 @task(
     name="check data",
     retries=2,
@@ -35,6 +36,7 @@ def check(job: Job, where: ChunkRunner) -> data.Checked:
             create_markdown_artifact(key="data-report", markdown=report.read_text(encoding="utf-8"))
 
 
+@keeps_secrets
 @task(name="check chunk", task_run_name="check chunk {number}", retries=1)
 def check_chunk(job_file: Path, number: int) -> None:
     from trainyard.data import chunk

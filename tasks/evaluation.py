@@ -2,7 +2,7 @@
 
 from prefect import task
 
-from tasks.policy import RETRY_DELAYS_S, worth_retrying
+from tasks.policy import RETRY_DELAYS_S, keeps_secrets, worth_retrying
 from tasks.progress import shown
 from trainyard import slots
 from trainyard.release import evaluation
@@ -12,6 +12,7 @@ from trainyard.release.training import Trained
 from trainyard.run import working
 
 
+@keeps_secrets
 @task(
     name="evaluate",
     retries=2,

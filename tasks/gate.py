@@ -10,6 +10,7 @@ from prefect.input import RunInput
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment, flow_run
 
+from tasks.policy import keeps_secrets
 from trainyard.errors import InputError, Refused, Waiting
 from trainyard.gate import Decision, Verdict
 from trainyard.release import gate, people
@@ -31,6 +32,7 @@ class FilledForm(RunInput):
     """What the form's Copy button gives, or the content of the file that it saves."""
 
 
+@keeps_secrets
 @task(name="gate", cache_policy=NO_CACHE)  # the answers of people come from outside
 def decide(job: Job, evaluated: Evaluated, candidate: str, champion: Champion | None) -> Decision:
     decision = gate.run(job, evaluated, candidate, champion)

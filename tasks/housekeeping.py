@@ -6,12 +6,13 @@ from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks.policy import RETRY_DELAYS_S, worth_retrying
+from tasks.policy import RETRY_DELAYS_S, keeps_secrets, worth_retrying
 from trainyard import housekeeping
 from trainyard.errors import Refused
 from trainyard.housekeeping import Swept
 
 
+@keeps_secrets
 @task(
     name="sweep",
     retries=2,
@@ -30,6 +31,7 @@ def sweep(home: Path, days: float, delete: bool) -> Swept:
     return swept
 
 
+@keeps_secrets
 @task(name="quota alarm", cache_policy=NO_CACHE)
 def must_have_room(swept: Swept) -> None:
     """Raises Refused when a disk is nearly full: the failed run is the alarm."""

@@ -14,7 +14,7 @@ from prefect.logging import get_run_logger
 from tasks import notify as telling
 from tasks.dispatch import flow_run_id
 from tasks.notify import links_of
-from tasks.policy import RETRY_DELAYS_S, worth_retrying
+from tasks.policy import RETRY_DELAYS_S, keeps_secrets, worth_retrying
 from trainyard import notify, versions
 from trainyard.environment import Environment
 from trainyard.errors import NotFound, TrainyardError
@@ -26,6 +26,7 @@ from trainyard.recipe import Recipe
 WHO = "monitor"
 
 
+@keeps_secrets
 @task(
     name="look",
     retries=2,
@@ -38,6 +39,7 @@ def look(recipe: Recipe, home: Path, where: Environment) -> Look:
     return watch.look(recipe, home, where)
 
 
+@keeps_secrets
 @task(name="alert", cache_policy=NO_CACHE, timeout_seconds=120)
 def alert(recipe: Recipe, seen: Look, action: Action) -> str:
     """Tell people; what could not be sent is in the outcome."""
@@ -54,6 +56,7 @@ def alert(recipe: Recipe, seen: Look, action: Action) -> str:
     return f"told {told}" + (f"; {'; '.join(problems)}" if problems else "")
 
 
+@keeps_secrets
 @task(name="roll back", cache_policy=NO_CACHE)
 def roll_back(recipe: Recipe, home: Path, action: Action) -> str:
     done = versions.rollback(recipe.name, home, why=action.why, who=WHO)
@@ -61,6 +64,7 @@ def roll_back(recipe: Recipe, home: Path, action: Action) -> str:
     return f"{done.back_to} serves again instead of {done.away_from}, after {done.seconds:.2f} s"
 
 
+@keeps_secrets
 @task(
     name="ask for a release",
     retries=2,

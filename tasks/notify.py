@@ -11,6 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_UI_URL
 
+from tasks.policy import keeps_secrets
 from trainyard import notify, versions
 from trainyard.approval import Question
 from trainyard.recipe.notify import NotifySpec
@@ -64,6 +65,7 @@ def tell_rollback(name: str, home: Path, done: Rollback, why: str) -> None:
         send(spec, notify.of_rollback(name, done, why))
 
 
+@keeps_secrets
 @task(name="notify", cache_policy=NO_CACHE, persist_result=False, timeout_seconds=120)
 def send(spec: NotifySpec, message: notify.Message) -> list[str]:
     """Send one message to every place; return what went wrong."""

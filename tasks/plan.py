@@ -3,13 +3,14 @@
 from prefect import task
 from prefect.artifacts import create_table_artifact
 
-from tasks.policy import RETRY_DELAYS_S, worth_retrying
+from tasks.policy import RETRY_DELAYS_S, keeps_secrets, worth_retrying
 from trainyard import files, plan
 from trainyard.environment import Environment
 from trainyard.errors import InputError, Refused
 from trainyard.release.job import Job
 
 
+@keeps_secrets
 @task(
     name="plan",
     retries=2,

@@ -1,9 +1,10 @@
 """What is retried, and what a log shows of an error. Said once."""
 
 import logging
-from typing import Any, cast
+from functools import wraps
+from typing import Any, TypeVar, cast
 
-from prefect import Task
+from prefect import Flow, Task
 from prefect.blocks.system import Secret
 from prefect.client.schemas.objects import State, TaskRun
 
@@ -11,6 +12,21 @@ from trainyard import secrets
 from trainyard.errors import InputError, TrainyardError, Unavailable
 
 RETRY_DELAYS_S = [5.0, 30.0]
+
+Runs = TypeVar("Runs", bound="Task[..., Any] | Flow[..., Any]")
+
+
+def keeps_secrets(runs: Runs) -> Runs:
+    """Mask the errors of a task or flow before Prefect writes them into states and results."""
+    function = runs.fn
+
+    @wraps(function)
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        with secrets.kept_from_errors():
+            return function(*args, **kwargs)
+
+    runs.fn = kept
+    return runs
 
 
 def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

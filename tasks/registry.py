@@ -4,7 +4,7 @@ from prefect import task
 from prefect.artifacts import create_link_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks.policy import RETRY_DELAYS_S, worth_retrying
+from tasks.policy import RETRY_DELAYS_S, keeps_secrets, worth_retrying
 from trainyard import registration
 from trainyard.release import champion, tracking, version
 from trainyard.release.champion import Champion
@@ -13,6 +13,7 @@ from trainyard.release.version import Candidate, Registered
 from trainyard.run import Summary
 
 
+@keeps_secrets
 @task(
     name="find champion",
     retries=2,
@@ -26,6 +27,7 @@ def find_rival(job: Job, candidate: str) -> Champion | None:
     return champion.rival_of(champion.find_champion(job.recipe, job.home), candidate)
 
 
+@keeps_secrets
 @task(
     name="register",
     retries=3,
@@ -39,6 +41,7 @@ def register(job: Job, summary: Summary, candidate: Candidate) -> Registered:
     return registered
 
 
+@keeps_secrets
 @task(name="track", timeout_seconds=1800, cache_policy=NO_CACHE)
 def track(job: Job, summary: Summary) -> None:
     tracking.log(job, summary)

@@ -7,6 +7,7 @@ from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from tasks.policy import keeps_secrets
 from trainyard import cost, report
 from trainyard.release.job import Job
 from trainyard.run import Run
@@ -25,6 +26,7 @@ def check_budget(job: Job, run: Run) -> None:
     cost.check(job, run.summary, datetime.now(UTC))
 
 
+@keeps_secrets
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
 def write(job: Job, run: Run) -> None:
     path = report.write(job.folder, run.summary)

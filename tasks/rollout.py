@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
 
 from tasks.approval import entered
-from tasks.policy import RETRY_DELAYS_S, worth_retrying
+from tasks.policy import RETRY_DELAYS_S, keeps_secrets, worth_retrying
 from trainyard import versions
 from trainyard.environment import Environment
 from trainyard.errors import Waiting
@@ -79,6 +79,7 @@ def _wait_for_yes(spec: DeploySpec, controlled: Rollout, question: str) -> None:
         problem = f"**{given.who} may not answer: the recipe names {', '.join(named.by)}.** "
 
 
+@keeps_secrets
 @task(
     name="find version",
     retries=2,
@@ -91,11 +92,13 @@ def find(name: str, version: str, home: Path) -> tuple[Job, Registered]:
     return versions.to_serve(name, version, home)
 
 
+@keeps_secrets
 @task(name="rollback", cache_policy=NO_CACHE)
 def roll_back(name: str, home: Path, why: str) -> Rollback:
     return versions.rollback(name, home, why=why, who="rollback flow")
 
 
+@keeps_secrets
 @task(name="rollout step", cache_policy=NO_CACHE, persist_result=False)
 def step(controlled: Rollout) -> StepRecord:
     return controlled.step()

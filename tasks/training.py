@@ -3,7 +3,7 @@
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 
-from tasks.policy import RETRY_DELAYS_S, worth_retrying
+from tasks.policy import RETRY_DELAYS_S, keeps_secrets, worth_retrying
 from tasks.progress import shown
 from trainyard import slots
 from trainyard.release import training
@@ -13,6 +13,7 @@ from trainyard.report import loss_markdown
 from trainyard.run import working
 
 
+@keeps_secrets
 @task(
     name="train",
     retries=2,

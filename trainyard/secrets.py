@@ -2,14 +2,15 @@
 
 import logging
 import os
+import pickle
 import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from trainyard.errors import InputError
+from trainyard.errors import InputError, TrainyardError
 
 _resolved: set[str] = set()
 
@@ -86,6 +87,46 @@ def mask_logs() -> None:
 
     masked.masks = True  # type: ignore[attr-defined]
     logging.setLogRecordFactory(masked)
+
+
+class MaskedError(RuntimeError):
+    """What another library's error said, without the secret that was in it."""
+
+
+@contextmanager
+def kept_from_errors() -> Iterator[None]:
+    """Let no error out that shows a secret: others store its words, and itself, as they are.
+
+    One of ours keeps its class, any other becomes a MaskedError; both keep their traceback.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _shows_a_secret(error):
+            raise
+        if isinstance(error, TrainyardError):
+            error.args = tuple(mask(a) if isinstance(a, str) else a for a in error.args)
+            raise error from None
+        masked = MaskedError(mask(f"{type(error).__name__}: {error}"))
+        raise masked.with_traceback(error.__traceback__) from None
+
+
+def _shows_a_secret(error: BaseException) -> bool:
+    """Look at its words, at those of its causes, and at what it carries along: a request, say."""
+    words = "".join(f"{each!r} {each} {each.args}\n" for each in _with_causes(error))
+    if mask(words) != words:
+        return True
+    try:
+        carried = pickle.dumps(error)
+    except Exception:  # there is no telling what its attributes hold
+        return bool(_resolved and vars(error))
+    return any(value.encode() in carried for value in _resolved)
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def mask_file(path: Path) -> None:

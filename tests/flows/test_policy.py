@@ -1,9 +1,14 @@
 import inspect
 import logging
+import pkgutil
+from importlib import import_module
+from typing import Any
 
 import pytest
-from prefect import flow, task
+from prefect import Flow, Task, flow, task
 
+import flows
+import tasks
 from flows.release import release
 from tasks.policy import quiet_own_errors, worth_retrying
 from trainyard.errors import InputError, TrainyardError, Unavailable
@@ -59,3 +64,19 @@ def test_hooks_have_the_names_that_the_worker_calls_them_by() -> None:
     assert hooks
     for hook in hooks:
         assert list(inspect.signature(hook).parameters) == ["flow", "flow_run", "state"]
+
+
+def _declared() -> dict[str, "Flow[..., Any] | Task[..., Any]"]:
+    found = {}
+    for package in (flows, tasks):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            values = vars(import_module(module.name)).values()
+            runs = (value for value in values if isinstance(value, Flow | Task))
+            found |= {f"{one.fn.__module__}.{one.fn.__name__}": one for one in runs}
+    return found
+
+
+def test_every_task_and_flow_keeps_secrets_from_its_errors() -> None:
+    declared = _declared()
+    assert len(declared) > 20
+    assert not [name for name, one in declared.items() if one.fn.__code__.co_name != "kept"]
