@@ -177,7 +177,7 @@ def a_worker(root: Path, gpus: int) -> Iterator[None]:
         "PREFECT_API_URL": PREFECT_API_URL.value() or "",
         "PREFECT_HOME": str(root / "prefect"),
         "PREFECT_CLIENT_MAX_RETRIES": "8",  # as deployments/up.py
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
         "TRAINYARD_SLOTS": str(root / "slots"),
         "TRAINYARD_GPUS": ",".join(f"gpu{n}:24" for n in range(gpus)),
     }

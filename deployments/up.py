@@ -63,7 +63,7 @@ def bring_up(started: list[process.ProcessRecord]) -> None:
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # automations/crash-lost-runs.yaml counts on it
         "PREFECT_CLIENT_MAX_RETRIES": "8",  # doubling from 2 s: a server may be away for 5 minutes
-        "PREFECT_WORKER_QUERY_SECONDS": "2",  # 10 by default, waited once per stage
+        "PREFECT_WORKER_QUERY_SECONDS": "1",  # 10 by default, waited once per stage
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs,orphans",  # after 90 days
         "TRAINYARD_ROOT": str(Path.cwd()),
     }

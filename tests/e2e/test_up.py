@@ -93,7 +93,7 @@ def docker_pool(clone: Clone, up: str, tmp_path: Path) -> Iterator[Path]:
                 pull_steps=[{"prefect.deployments.steps.set_working_directory": directory}],
             )
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "containers"]
-    env = clone.env | {"PREFECT_API_URL": up, "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    env = clone.env | {"PREFECT_API_URL": up, "PREFECT_WORKER_QUERY_SECONDS": "1"}
     with (tmp_path / "worker.log").open("wb") as log:
         worker = subprocess.Popen(command, cwd=clone.folder, env=env, stdout=log, stderr=log)
     yield tmp_path

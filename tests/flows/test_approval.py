@@ -1,10 +1,18 @@
-"""A release and a promotion that wait for a named person, on a real server and by hand."""
+"""A release and a promotion that wait for a named person, on a real server and by hand.
 
-from collections.abc import Iterator
-from contextlib import suppress
+Traffic goes through real gateways to stub engines.
+"""
+
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prefect import Flow
 from prefect.client.orchestration import get_client
@@ -18,6 +26,10 @@ from tests.unit.test_notify import Inbox, inbox
 from trainyard import approval, cli, files, rollout, versions
 from trainyard.recipe import read_recipe
 from trainyard.registry import open_registry
+from trainyard.rollout.gateway_client import GatewayClient
+from trainyard.rollout.state import Store
+from trainyard.rollout.target import ServedVersion
+from trainyard.serving.gateway_config import Routes
 
 __all__ = ["inbox"]
 
@@ -34,12 +46,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory, prefect_server: None) -> It
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         stored.make_folder(folder, repository)
+        (folder / "bench").symlink_to(repository / "bench")  # the stub engine runs from here
+        patch.setattr(rollout, "engine_command", lambda _spec: stub)
         (folder / "deployments").unlink()
         for name, text in {"laptop": "{serves: production}", "staging": "{serves: staging}",
+                           "dev": "{serves: dev}",
                            "production": "{serves: production}"}.items():  # fmt: skip
             files.write_text(folder / f"deployments/environments/{name}.yaml", text)
         yield folder
         rollout.down(stored.HOME)
+
+
+def stub(version: ServedVersion, port: int) -> list[str]:
+    return [sys.executable, "-m", "bench.stub_engine", str(port), "--model", version.model]
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +195,120 @@ def test_by_hand_it_ends_with_the_next_command_and_goes_on_after_it(
     assert state.is_completed(), state.message
     facts = files.read_json(stored.HOME / "runs" / summary_of(recipe)["run_id"] / "lineage.json")
     assert (facts["approval"]["who"], facts["approval"]["why"]) == ("grace", "good answers")
+
+
+LEASE_S = 2.0
+CANARY = {
+    "deploy.lease_s": LEASE_S,
+    "deploy.approval": {"by": ["ada"]},
+    "deploy.strategy": {"kind": "canary", "steps": [20, 50], "min_requests": 8, "requests": 12,
+                        "margin": 0.2, "latency_tolerance": 50, "look_s": 0.4,
+                        "approve_at": [50]},
+}  # fmt: skip
+
+
+class Users:
+    """They ask one model without a pause, and remember who answered at which weights."""
+
+    def __init__(self, recipe: Path) -> None:
+        where = rollout.recorded_target(stored.HOME / "environments" / "dev", "stored")
+        self.folder = where.folder
+        self.url = f"{where.endpoint()}/v1/chat/completions"
+        admin = files.read_json(self.folder / "gateway.json")["admin_url"]
+        token = files.read_json(self.folder / "gateway.config.json")["token"]
+        self.admin = GatewayClient(admin, token)
+        self.champion = registry_of(recipe).aliases("stored")["dev"]
+        self.seen: list[tuple[float, str]] = []
+        self.codes: Counter[int] = Counter()
+
+    @property
+    def routes(self) -> Routes:
+        return self.admin.routes()
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        stop = threading.Event()
+        thread = threading.Thread(target=self._ask, args=(stop,))
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _ask(self, stop: threading.Event) -> None:
+        body = {"model": "stored", "messages": [{"role": "user", "content": "hi"}]}
+        with httpx.Client(trust_env=False, timeout=60) as client:
+            while not stop.wait(0.05):
+                before = self.routes.weight
+                answer = client.post(self.url, json=body)
+                self.codes[answer.status_code] += 1
+                if self.routes.weight == before:
+                    self.seen.append((before, answer.headers["x-trainyard-version"]))
+
+    def answered(self, weight: float, digest: str) -> int:
+        return self.seen.count((weight, digest))
+
+
+@pytest.fixture(scope="module")
+def second(recipe: Path) -> Path:
+    """Other weights, to be released where the first version is champion."""
+    second = stored.recipe_file(Path("second.yaml"), GATES, seed=1, weights=2)
+    release(recipe=str(recipe), environment="dev")
+    stored.Finished(second).evaluate(second, parity=None)
+    return second
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def suspended_at_50(second: Path, users: Users) -> Deployed:
+    """A release whose canary has had 20 %, and that waits; nothing happens when a lease is over."""
+    wanted = {"recipe": str(second), "overrides": CANARY, "environment": "dev"}
+    run = Deployed(release, wanted)
+    assert run.go_on().name == "Suspended"
+    state = Store(users.folder).state()
+    assert state is not None
+    assert (state.phase, [r.step for r in state.done]) == ("waiting", ["start", "20 %"])
+    asked = time.monotonic()
+    users.seen.clear()
+    until(lambda: time.monotonic() > asked + 1.5 * LEASE_S and len(users.seen) > 30)
+    assert {digest for _, digest in users.seen} == {users.champion}, "the champion serves everybody"
+    assert (users.routes.canary, users.routes.lease_until) == (None, None), "no lease to run out"
+    target = rollout.recorded_target(users.folder.parents[1], "stored")
+    assert target.ready("blue").ready
+    assert target.ready("green").ready, "the candidate stays up"
+    return run
+
+
+def test_a_suspended_canary_gets_nothing_until_a_person_says_no_or_yes_and_then_its_weight(
+    second: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = Users(second)
+    with users.asking():
+        run = suspended_at_50(second, users)
+        run.resume({"decision": "reject", "who": "ada", "why": "not on a Friday"})
+        final = run.go_on()
+        assert final.is_failed()
+        assert "asked for: ada: not on a Friday" in final.message
+        assert registry_of(second).aliases("stored")["dev"] == users.champion
+        target = rollout.recorded_target(users.folder.parents[1], "stored")
+        assert (users.routes.canary, target.ready("green").alive) == (None, False)
+
+        run = suspended_at_50(second, users)
+        run.resume(YES)
+        assert run.go_on().is_completed()
+        candidate = registry_of(second).aliases("stored")["dev"]
+        assert candidate != users.champion
+        assert users.answered(50, candidate) > 0, "half of the users, once somebody had said yes"
+        assert users.answered(50, users.champion) > 0
+        users.seen.clear()
+        until(lambda: len(users.seen) > 10)
+    assert {digest for _, digest in users.seen} == {candidate}
+    assert set(users.codes) == {200}, "users noticed nothing"
+    said = [record.reason for record in Store(users.folder).state().done]
+    assert "approved: ada: read the report" in said
