@@ -310,5 +310,6 @@ def test_a_suspended_canary_gets_nothing_until_a_person_says_no_or_yes_and_then_
         until(lambda: len(users.seen) > 10)
     assert {digest for _, digest in users.seen} == {candidate}
     assert set(users.codes) == {200}, "users noticed nothing"
-    said = [record.reason for record in Store(users.folder).state().done]
-    assert "approved: ada: read the report" in said
+    state = Store(users.folder).state()
+    assert state is not None
+    assert "approved: ada: read the report" in [record.reason for record in state.done]
