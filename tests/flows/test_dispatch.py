@@ -2,10 +2,16 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
+from datetime import UTC, datetime
+from uuid import uuid4
 
+import httpx
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
@@ -48,6 +54,38 @@ def test_every_deployment_reaches_the_server_and_twice_changes_nothing() -> None
     )
     assert gpu.concurrency_limit == 1
     assert look.enabled
+
+
+@pytest.mark.usefixtures("deployed")
+def test_an_event_about_a_model_makes_one_look_at_it() -> None:
+    def post(model: str) -> None:
+        event = {
+            "event": "trainyard.look",
+            "id": str(uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "resource": {"prefect.resource.id": f"trainyard.model.{model}"},
+        }
+        httpx.post(f"{PREFECT_API_URL.value()}/events", json=[event]).raise_for_status()
+
+    with get_client(sync_client=True) as client:
+        monitor = client.read_deployment_by_name("monitor/quickstart")
+        mine = DeploymentFilter(id=DeploymentFilterId(any_=[monitor.id]))
+
+        def looks() -> list[FlowRun]:
+            every = client.read_flow_runs(deployment_filter=mine)
+            return [run for run in every if run.created_by and run.created_by.type == "AUTOMATION"]
+
+        assert looks() == []
+        post("another")
+        post("quickstart")
+        end = time.monotonic() + 120
+        while not looks():
+            assert time.monotonic() < end, "no look was made"
+            time.sleep(0.2)
+        (look,) = looks()
+        client.delete_flow_run(look.id)
+    assert look.created_by.display_value == "look-at-quickstart"
+    assert look.parameters["recipe"] == "recipes/quickstart.yaml"
 
 
 @pytest.mark.usefixtures("deployed")
