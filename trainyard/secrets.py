@@ -126,7 +126,7 @@ def _shows_a_secret(error: BaseException) -> bool:
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def mask_file(path: Path) -> None:

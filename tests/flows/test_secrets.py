@@ -1,7 +1,6 @@
 """Planted secrets, searched for in everything that a passing and a failing release leave behind."""
 
 import base64
-import json
 import logging
 import sqlite3
 import sys
@@ -77,8 +76,7 @@ def texts(folder: Path, tracked: State) -> Iterator[tuple[str, bytes]]:
         if path.is_file():
             yield str(path), path.read_bytes()
     for path in PREFECT_LOCAL_STORAGE_PATH.value().rglob("*"):
-        with_pickle = json.loads(path.read_bytes())["result"]
-        yield f"result {path.name}", base64.b64decode(with_pickle)
+        yield f"result {path.name}", base64.decodebytes(path.read_bytes())  # a pickle
     database = PREFECT_API_DATABASE_CONNECTION_URL.value()
     assert database
     with sqlite3.connect(str(database).partition("///")[2]) as rows:
@@ -137,11 +135,10 @@ def test_no_planted_secret_is_found_after_passing_and_failing_releases(
         told_people = " ".join(message["title"] + message["message"] for message in inbox.got)
         inbox.status = 500
         monkeypatch.setattr(training, "run", asks_with_a_key(inbox.address.replace("json", "http")))
-        foreign = release(
-            recipe=str(recipe), overrides={**told, "train.seed": 9}, return_state=True
-        )
+        again = {**told, "train.seed": 9}
+        foreign = release(recipe=str(recipe), overrides=again, return_state=True)
         assert foreign.is_failed()
-        assert "MaskedError: HTTPStatusError: Server error" in (foreign.message or "")
+        assert "exception: MaskedError: HTTPStatusError: Server error" in (foreign.message or "")
         assert "***" in (foreign.message or "")
 
         logging.getLogger("trainyard").warning("a value in a record: %s", PLANTED["KEY"])
