@@ -8,7 +8,7 @@ from prefect import flow
 from tasks import monitor as tasks
 from tasks.policy import keeps_secrets, quiet_own_errors
 from trainyard.environment import read_environment
-from trainyard.monitor.watch import Look
+from trainyard.monitor.record import Look
 from trainyard.recipe import read_recipe
 
 HOME = Path(".trainyard")

@@ -18,9 +18,9 @@ from tasks.policy import RETRY_DELAYS_S, keeps_secrets, worth_retrying
 from trainyard import notify, versions
 from trainyard.environment import Environment
 from trainyard.errors import NotFound, TrainyardError
-from trainyard.monitor import watch
+from trainyard.monitor import record, watch
 from trainyard.monitor.decision import Action
-from trainyard.monitor.watch import Look
+from trainyard.monitor.record import Look
 from trainyard.recipe import Recipe
 
 WHO = "monitor"
@@ -92,7 +92,7 @@ def ask_for_release(recipe: Recipe, parameters: dict[str, Any], action: Action) 
 
 def act(recipe: Recipe, home: Path, where: Environment, path: str, seen: Look) -> Look:
     """Do what is intended, one after the other; one that fails keeps no other from being done."""
-    folder = watch.folder_of(where.home(home), recipe.name)
+    folder = record.folder_of(where.home(home), recipe.name)
     ended = []
     for action in seen.actions:
         if action.status != "intended":
@@ -106,9 +106,9 @@ def act(recipe: Recipe, home: Path, where: Environment, path: str, seen: Look) -
                     outcome = roll_back(recipe, home, action)
                 case "release":
                     outcome = ask_for_release(recipe, {"recipe": path}, action)
-            ended.append(watch.note(folder, action, done=True, outcome=outcome))
+            ended.append(record.note(folder, action, done=True, outcome=outcome))
         except TrainyardError as error:
-            ended.append(watch.note(folder, action, done=False, outcome=str(error)))
+            ended.append(record.note(folder, action, done=False, outcome=str(error)))
     done = seen.model_copy(update={"actions": tuple(ended)})
     _show(done)
     return done

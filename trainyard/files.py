@@ -67,6 +67,24 @@ def rows_of(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
+LOG_BYTES = 16 << 20
+
+
+def append_row(path: Path, row: Any, most_bytes: int = LOG_BYTES) -> None:
+    """Append `row` as a line to a log with one writer.
+
+    Past `most_bytes` every second row of the older half goes: what is new is whole, and what is old
+    is thinned again and again, but for the first row.
+    """
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        size = file.tell()
+    if size > most_bytes:
+        lines = path.read_bytes().splitlines(keepends=True)
+        half = len(lines) // 2
+        write_bytes(path, b"".join([*lines[:half:2], *lines[half:]]))
+
+
 def digest_json(value: Any) -> str:
     """sha256, in hex, of `value` as canonical JSON (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -22,8 +22,8 @@ from tests.flows import stored
 from tests.inbox import Inbox, inbox
 from tests.services.rollout.test_local import stub, version
 from trainyard import files, rollout
-from trainyard.monitor import watch
-from trainyard.monitor.watch import Look
+from trainyard.monitor import record
+from trainyard.monitor.record import Look
 from trainyard.recipe import Recipe, read_recipe
 from trainyard.registry import Registry, VersionRecord
 from trainyard.registry.mirror import open_registries
@@ -92,7 +92,7 @@ class Place:
         return seen
 
     def log(self, name: str) -> str:
-        return (watch.folder_of(HOME, "m") / name).read_text()
+        return (record.folder_of(HOME, "m") / name).read_text()
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_drift_asks_for_a_release_once_in_a_cooldown(place: Place, told: list[Sa
         assert "asked for" in held.outcome
         assert len(runs()) == 1
         # killed between asking and noting it: the same intention is the same run
-        path = watch.folder_of(HOME, "m") / "actions.jsonl"
+        path = record.folder_of(HOME, "m") / "actions.jsonl"
         rows = path.read_text().splitlines()
         path.write_text("\n".join(r for r in rows if '"done"' not in r or "alert" in r) + "\n")
         assert place.look().actions[-1].status == "done"

@@ -35,3 +35,16 @@ def test_a_linked_folder_replaces_what_was_there(tmp_path: Path) -> None:
     files.link(tmp_path / "source", tmp_path / "target")
     assert [p.name for p in (tmp_path / "target").iterdir()] == ["new"]
     assert (tmp_path / "target" / "new").read_text() == "new"
+
+
+def test_a_log_stays_within_its_bound_and_keeps_its_beginning_and_what_is_new(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log.jsonl"
+    for i in range(3000):
+        files.append_row(path, {"i": i}, most_bytes=4000)
+        assert path.stat().st_size <= 4000
+    kept = [row["i"] for row in files.rows_of(path)]
+    assert kept == sorted(kept)
+    assert kept[0] == 0
+    assert kept[-100:] == list(range(2900, 3000))

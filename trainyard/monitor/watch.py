@@ -1,6 +1,5 @@
 """One look at a champion: read what there is, check it, decide, and put it all on record."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -9,16 +8,16 @@ from pathlib import Path
 
 import httpx
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from trainyard import files, process, rollout
 from trainyard.environment import PRODUCTION, Environment
 from trainyard.errors import NotFound, Refused, TrainyardError, Unavailable
-from trainyard.monitor import quality, questions, traffic
-from trainyard.monitor.decision import Action, Situation, decide
-from trainyard.monitor.finding import Finding, Health, breach, healthy, unknown, worst
+from trainyard.monitor import quality, questions, record, traffic
+from trainyard.monitor.decision import Situation, decide
+from trainyard.monitor.finding import Finding, breach, healthy, unknown, worst
 from trainyard.monitor.quality import Judged, Labelled
 from trainyard.monitor.questions import DriftMemory
+from trainyard.monitor.record import Look
 from trainyard.monitor.traffic import Traffic
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
@@ -43,33 +42,6 @@ class Memory(Frozen):
     drift: DriftMemory = DriftMemory()
     judged: Judged = Judged()
     labelled: Labelled = Labelled()
-
-
-class Look(Frozen):
-    """One look, as it is kept in `looks.jsonl`."""
-
-    at: float
-    """Unix time."""
-
-    model: str
-    version: str
-    """Digest of the champion; empty when there is none."""
-
-    health: Health
-    findings: tuple[Finding, ...]
-    actions: tuple[Action, ...] = ()
-
-    def as_text(self) -> str:
-        lines = [f"{self.health}  {self.model}@{self.version[:12] or 'nothing'}"]
-        lines += [f"  {f.check:<14}{f.health:<13}{f.reason}" for f in self.findings]
-        for action in self.actions:
-            said = f": {action.outcome}" if action.outcome else ""
-            lines.append(f"  → {action.kind} {action.status}{said}")
-        return "\n".join(lines)
-
-
-def folder_of(home: Path, name: str) -> Path:
-    return home / "monitor" / name
 
 
 @contextmanager
@@ -101,12 +73,12 @@ def look(
     never an error.
     """
     now = time.time() if now is None else now
-    folder = folder_of(where.home(home), recipe.name)
+    folder = record.folder_of(where.home(home), recipe.name)
     with held(folder):
         path = folder / "memory.json"
         memory = Memory.model_validate(files.read_json(path)) if path.exists() else Memory()
         found, memory, situation = _checked(recipe, home, where, memory, now)
-        actions = decide(found, situation, actions_of(folder), recipe.monitor, now)
+        actions = decide(found, situation, record.actions_of(folder), recipe.monitor, now)
         made = Look(
             at=now,
             model=recipe.name,
@@ -117,36 +89,8 @@ def look(
         )
         if not dry:
             files.write_json(path, memory.model_dump(mode="json"))
-            append(folder / "looks.jsonl", made)
-            for action in actions:
-                if action.status == "intended":
-                    append(folder / "actions.jsonl", action)
+            record.keep(folder, made)
     return made
-
-
-def append(path: Path, row: Frozen) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row.model_dump(mode="json"), ensure_ascii=False) + "\n")
-
-
-def actions_of(folder: Path) -> list[Action]:
-    """Every action as it was last put on record, oldest first."""
-    found: dict[str, Action] = {}
-    for row in files.rows_of(folder / "actions.jsonl"):
-        try:
-            action = Action.model_validate(row)
-        except ValidationError:
-            continue
-        found[action.id] = action
-    return list(found.values())
-
-
-def note(folder: Path, action: Action, *, done: bool, outcome: str) -> Action:
-    """Put on record what came of an action."""
-    status = "done" if done else "failed"
-    ended = action.model_copy(update={"status": status, "outcome": outcome})
-    append(folder / "actions.jsonl", ended)
-    return ended
 
 
 def _checked(
@@ -216,16 +160,16 @@ def _served(
     rolling: bool,
 ) -> Finding:
     """Is what answers users what is on record, here and in the registry?"""
-    record = deployment.champion.version
+    mine = deployment.champion.version
     try:
         answered = _ask(target, deployment)
     except (NotFound, Unavailable) as error:
-        return unknown(SERVED, f"{record.model} is on record, and {error}", "alert")
+        return unknown(SERVED, f"{mine.model} is on record, and {error}", "alert")
     registered = open_registries(recipe.register, home).aliases(recipe.name).get(where.serves)
-    evidence = {"answered": answered, "recorded": record.digest, "registered": registered}
+    evidence = {"answered": answered, "recorded": mine.digest, "registered": registered}
     shown = ", ".join(f"{who} {(digest or 'nothing')[:12]}" for who, digest in evidence.items())
-    if answered == record.digest == registered:
-        return healthy(SERVED, f"{record.model} answers", **evidence)
+    if answered == mine.digest == registered:
+        return healthy(SERVED, f"{mine.model} answers", **evidence)
     if rolling:
         return unknown(SERVED, f"a rollout goes on: {shown}", **evidence)
     return breach(SERVED, f"what is served is not the champion: {shown}", "alert", **evidence)

@@ -1,12 +1,12 @@
 """Looks at the evidence: the gateway's records become outcomes, blocks and a verdict."""
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainyard import files
 from trainyard.recipe import deploy
 from trainyard.rollout import pairs, slo, verdict
 from trainyard.rollout.pairs import Bench, Judge
@@ -21,6 +21,8 @@ PAGE = 5000
 
 COMPARED = ("live", "shadow", "replay")
 """Sources of records that compare fairly; what a client forced, or what feedback says, does not."""
+
+LOOKS = "looks.jsonl"
 
 _NOT_READY_LOOKS = 3
 
@@ -221,7 +223,7 @@ class Watch:
 
 
 def note(folder: Path, state: State, arms: dict[str, Arm], found: Verdict) -> None:
-    """Append one look to looks.jsonl, for reports; in the soak there is no champion beside."""
+    """Put one look on record, for reports; in the soak there is no champion beside."""
     row = {
         "at": time.time(),
         "rollout": state.id,
@@ -231,8 +233,7 @@ def note(folder: Path, state: State, arms: dict[str, Arm], found: Verdict) -> No
         "reason": found.reason,
         **{name: value.model_dump() for name, value in arms.items()},
     }
-    with (folder / "looks.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    files.append_row(folder / LOOKS, row)
 
 
 MOST_SHOWN = 400
@@ -240,10 +241,6 @@ MOST_SHOWN = 400
 
 def noted(folder: Path, rollout: str) -> list[dict[str, Any]]:
     """Looks of one rollout, oldest first: at most 400, evenly spaced, and the last."""
-    path = folder / "looks.jsonl"
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    mine = [row for row in rows if row["rollout"] == rollout]
+    mine = [row for row in files.rows_of(folder / LOOKS) if row["rollout"] == rollout]
     every = max(1, math.ceil(len(mine) / MOST_SHOWN))
     return mine[::-1][::every][::-1]
