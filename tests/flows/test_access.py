@@ -1,7 +1,6 @@
 """A Prefect server with a credential: nothing answers without it, and a release works with it."""
 
 import os
-import shutil
 import ssl
 import subprocess
 import sys
@@ -12,8 +11,18 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_SSL_CERT_FILE,
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    temporary_settings,
+)
 
-from trainyard.process import free_port, port_in_use
+from tests import nginx
+from trainyard.process import free_port
 
 CREDENTIAL = "admin:pl4nted-password-5512"
 
@@ -98,69 +107,48 @@ def test_a_release_works_with_the_credential_and_says_so_without(
 
 
 @pytest.fixture(scope="module")
-def behind_nginx(
-    server: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[str, str, Path]]:
-    """Prefect and another HTTP service behind `nginx.conf.template`, with a CA of our own."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-    if program is None:
-        pytest.skip("nginx is not installed")
-    folder = tmp_path_factory.mktemp("nginx")
-    subject, san = ["-subj", "/CN=127.0.0.1"], ["-addext", "subjectAltName=IP:127.0.0.1"]
-    key = ["-keyout", "tls.key", "-out", "tls.crt"]
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    subprocess.run([*make, *key, *subject, *san], cwd=folder, check=True, capture_output=True)
-    secret = subprocess.run(["openssl", "passwd", "-apr1", "secret"], check=True, text=True,
-                            capture_output=True).stdout  # fmt: skip
-    (folder / "passwords").write_text(f"team:{secret}")
-    prefect, mlflow = free_port(), free_port()
+def front(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[nginx.Front]:
     upstream = server.removesuffix("/api")
-    text = Path("deployments/nginx.conf.template").read_text()
-    for name, value in {
-        "TLS_CERTIFICATE": folder / "tls.crt", "TLS_KEY": folder / "tls.key",
-        "PREFECT_LISTEN": f"127.0.0.1:{prefect}", "PREFECT_UPSTREAM": upstream,
-        "MLFLOW_LISTEN": f"127.0.0.1:{mlflow}", "MLFLOW_UPSTREAM": upstream,
-        "MLFLOW_PASSWORDS": folder / "passwords",
-    }.items():  # fmt: skip
-        text = text.replace(f"${{{name}}}", str(value))
-    assert "${" not in text
-    temporary = "".join(
-        f"{kind}_temp_path {folder / kind};"
-        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    around = f"user root; daemon off; pid {folder / 'pid'}; error_log {folder / 'error.log'};"
-    (folder / "nginx.conf").write_text(
-        f"{around} events {{}} http {{ access_log off; {temporary} {text} }}"
-    )
-    running = subprocess.Popen([program, "-p", str(folder), "-c", str(folder / "nginx.conf")])
-    end = time.monotonic() + 120
-    while not port_in_use(prefect):
-        assert running.poll() is None, (folder / "error.log").read_text()
-        assert time.monotonic() < end
-        time.sleep(0.2)
-    yield f"https://127.0.0.1:{prefect}", f"https://127.0.0.1:{mlflow}", folder / "tls.crt"
-    running.terminate()
-    running.wait(30)
+    with nginx.in_front(
+        tmp_path_factory.mktemp("nginx"), prefect=upstream, mlflow=upstream
+    ) as front:
+        yield front
 
 
-def test_behind_nginx_there_is_only_tls_and_only_with_a_credential(
-    behind_nginx: tuple[str, str, Path],
-) -> None:
-    prefect, mlflow, ca = behind_nginx
-    known = ssl.create_default_context(cafile=str(ca))
+def test_behind_nginx_there_is_only_tls_and_only_with_a_credential(front: nginx.Front) -> None:
+    known = ssl.create_default_context(cafile=str(front.ca))
     name, password = CREDENTIAL.split(":")
     with pytest.raises(httpx.ConnectError, match="certificate"):
-        httpx.get(f"{prefect}/api/health", timeout=60)
-    plain = prefect.replace("https", "http")
+        httpx.get(f"{front.prefect}/api/health", timeout=60)
+    plain = front.prefect.replace("https", "http")
     assert httpx.get(f"{plain}/api/health", timeout=60).status_code == 400
     with httpx.Client(verify=known, timeout=60) as client:
-        asked = f"{prefect}/api/flows/filter"
+        asked = f"{front.prefect}/api/flows/filter"
         assert client.post(asked, json={}).status_code == 401
         assert client.post(asked, json={}, auth=(name, password)).status_code == 200
-        assert client.get(f"{mlflow}/api/health").status_code == 401
-        assert client.get(f"{mlflow}/api/health", auth=("team", "wrong")).status_code == 401
-        # past nginx: what answers now is the service behind it
-        assert client.get(f"{mlflow}/api/health", auth=("team", "secret")).headers["server"]
+
+
+def test_prefects_own_client_needs_the_ca_and_the_credential(front: nginx.Front) -> None:
+    address, ca = (
+        {PREFECT_API_URL: f"{front.prefect}/api"},
+        {PREFECT_API_SSL_CERT_FILE: str(front.ca)},
+    )
+    credential = {PREFECT_API_AUTH_STRING: CREDENTIAL}
+    once = {PREFECT_CLIENT_MAX_RETRIES: 0}
+    with temporary_settings(address | ca | credential), get_client(sync_client=True) as client:
+        assert client.read_flows() == []
+    with (
+        temporary_settings(address | ca | once),
+        get_client(sync_client=True) as client,
+        pytest.raises(PrefectHTTPStatusError, match="401"),
+    ):
+        client.read_flows()
+    with (
+        temporary_settings(address | credential | once),
+        get_client(sync_client=True) as client,
+        pytest.raises(httpx.ConnectError, match="certificate"),
+    ):
+        client.read_flows()
 
 
 def test_compose_opens_ports_on_loopback_alone() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import nginx
+from tests.services.registry.conftest import Release
 from trainyard.errors import InputError, Unavailable
 from trainyard.process import free_port
 from trainyard.recipe.register import MlflowRegistry
@@ -87,3 +89,29 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(b"not a database, but long enough to be read as one" * 100)
     with pytest.raises((InputError, Unavailable), match=r"mlflow\.db"):
         open_registry(MlflowRegistry(), tmp_path)
+
+
+def test_a_team_server_behind_nginx_needs_the_ca_and_the_password(
+    mlflow_server: str,
+    home: Path,
+    release: Release,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "nginx").mkdir()
+    with nginx.in_front(tmp_path / "nginx", prefect=mlflow_server, mlflow=mlflow_server) as front:
+        spec = MlflowRegistry(uri=front.mlflow)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", nginx.USER)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", nginx.PASSWORD)
+        with pytest.raises(Unavailable, match="CERTIFICATE_VERIFY_FAILED"):
+            open_registry(spec, home).versions("support")
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(front.ca))
+        registry = open_registry(spec, home)
+        record = release(registry, "a")
+        registry.promote("support", record.digest, who="ci", why="first version")
+        assert registry.aliases("support") == {"production": record.digest}
+        for wrong in ("another", ""):
+            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", wrong)
+            with pytest.raises(InputError, match="does not accept"):
+                open_registry(spec, home).versions("support")
