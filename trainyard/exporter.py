@@ -21,6 +21,10 @@ from prometheus_client.registry import Collector
 from pydantic import ValidationError
 
 from trainyard import files, process
+from trainyard.environment import homes
+from trainyard.monitor import record
+from trainyard.monitor.finding import Health
+from trainyard.monitor.record import Look
 from trainyard.rollout.state import Store
 from trainyard.run import Summary
 
@@ -39,6 +43,8 @@ class Pipeline(Collector):
         yield from _stages([summary for summary, _ in runs])
         yield from _spent(runs)
         yield self._champions()
+        yield self._waiting()
+        yield from _monitored(list(self._looks()))
         if self._targets is not None:
             files.write_json(self._targets, self._listening())
 
@@ -81,6 +87,57 @@ class Pipeline(Collector):
             if deployment is not None:
                 found.add_metric([folder.name, deployment.champion.version.digest], 1)
         return found
+
+    def _waiting(self) -> Metric:
+        found = GaugeMetricFamily(
+            "trainyard_rollout_waiting_since_timestamp_seconds",
+            "When a rollout asked a person and began to wait",
+            labels=["model", "environment"],
+        )
+        for place, home in homes(self._home).items():
+            for folder in sorted((home / "serving").glob("*")):
+                state = Store(folder).state()
+                if state is not None and state.phase == "waiting":
+                    asked = (folder / "rollout.json").stat().st_mtime
+                    found.add_metric([folder.name, place], asked)
+        return found
+
+    def _looks(self) -> Iterator[tuple[str, Look]]:
+        """Environment and newest look of each model that is watched."""
+        for place, home in homes(self._home).items():
+            for folder in sorted((home / "monitor").glob("*")):
+                look = record.last(folder)
+                if look is not None:
+                    yield place, look
+
+
+def _monitored(looks: list[tuple[str, Look]]) -> Iterator[Metric]:
+    """What the newest look at each model found; a finding is in one of three states."""
+    who = ["model", "environment"]
+    prefix = "trainyard_monitor"
+    at = GaugeMetricFamily(f"{prefix}_look_timestamp_seconds", "Newest look", labels=who)
+    state = GaugeMetricFamily(
+        f"{prefix}_finding", "1 for the state that a check is in", labels=[*who, "check", "health"]
+    )
+    p = GaugeMetricFamily(
+        f"{prefix}_drift_p_value", "Of the newest questions", labels=[*who, "window"]
+    )
+    mmd2 = GaugeMetricFamily(f"{prefix}_drift_mmd2", "Of the same test", labels=[*who, "window"])
+    e = GaugeMetricFamily(
+        f"{prefix}_e_value", "Evidence that answers became worse", labels=[*who, "check"]
+    )
+    for place, look in looks:
+        mine = [look.model, place]
+        at.add_metric(mine, look.at)
+        for finding in look.findings:
+            for health in Health:
+                state.add_metric([*mine, finding.check, health], finding.health is health)
+            for window, test in finding.evidence.get("windows", {}).items():
+                p.add_metric([*mine, window], test["p"])
+                mmd2.add_metric([*mine, window], test["mmd2"])
+            if "e_value" in finding.evidence:
+                e.add_metric([*mine, finding.check], finding.evidence["e_value"])
+    yield from (at, state, p, mmd2, e)
 
 
 def _releases(runs: list[Summary]) -> Iterator[Metric]:

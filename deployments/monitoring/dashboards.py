@@ -122,6 +122,28 @@ PIPELINE = [
     Panel("GPU-hours", "h", {"{{recipe}}": "trainyard_gpu_hours_total"}),
     Panel("Cost", "short", {"{{recipe}}": "trainyard_cost_total"}),
     Panel("Champions", "short", {"{{model}} {{version}}": "trainyard_champion_info"}, "stat"),
+    Panel(
+        "What the monitor finds",
+        "short",
+        {"{{model}} {{environment}} {{check}} {{health}}": "trainyard_monitor_finding == 1"},
+        "stat",
+    ),
+    Panel(
+        "Since the last look",
+        "s",
+        {"{{model}} {{environment}}": "time() - trainyard_monitor_look_timestamp_seconds"},
+        "stat",
+    ),
+    Panel(
+        "Drift: p-values",
+        "short",
+        {"{{model}} {{environment}} newest {{window}}": "trainyard_monitor_drift_p_value"},
+    ),
+    Panel(
+        "Worse answers: e-values",
+        "short",
+        {"{{model}} {{environment}} {{check}}": "trainyard_monitor_e_value"},
+    ),
 ]
 
 DASHBOARDS = {"serving": SERVING, "pipeline": PIPELINE}

@@ -17,7 +17,9 @@ import yaml
 from deployments.monitoring import dashboards
 from tests.services.rollout.stubs import REPLAY, version
 from tests.services.rollout.test_local import SPEC, local_target
+from tests.unit.test_exporter import drifted
 from trainyard import process, rollout
+from trainyard.monitor import record
 from trainyard.run import Run
 
 FOLDER = Path("deployments/monitoring")
@@ -78,6 +80,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Clien
         assert rollout.run(target, version(place, "aaaaaaaa"), spec=SPEC).promoted
         run = Run.start(home, "m", "recipes/m.yaml")
         run.save()
+        looks = record.folder_of(home, "m")
+        looks.mkdir(parents=True)
+        record.keep(looks, drifted(time.time()))
         children.append(
             subprocess.Popen(
                 [
