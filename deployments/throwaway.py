@@ -47,9 +47,11 @@ def a_server(root: Path, database: str | None) -> Iterator[str]:
 
 
 @contextmanager
-def running(command: list[str], env: dict[str, str], log: Path) -> Iterator[None]:
+def running(
+    command: list[str], env: dict[str, str], log: Path, cwd: Path | None = None
+) -> Iterator[None]:
     with log.open("wb") as output:
-        child = subprocess.Popen(command, env=env, stdout=output, stderr=output)
+        child = subprocess.Popen(command, env=env, stdout=output, stderr=output, cwd=cwd)
     try:
         yield
     finally:

@@ -8,11 +8,19 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import SMALL, Clone
+from tests.e2e.pushing import pushing
 
 STAGES = ["data", "train", "evaluate", "register", "rollout"]
 
 # all that follows, from the data to answers under traffic, happens without a network
 pytestmark = pytest.mark.usefixtures("air_gap")
+
+
+def ask(endpoint: str) -> httpx.Response:
+    question = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    answer = httpx.post(f"{endpoint}/chat/completions", json=question, timeout=60)
+    assert answer.json()["choices"][0]["message"]["content"]
+    return answer
 
 
 def test_a_release_killed_in_every_stage_in_turn_goes_on_where_it_was(clone: Clone) -> None:
@@ -48,10 +56,7 @@ def test_a_release_is_served_without_any_route_out(clone: Clone, air_gap: str | 
             socket.create_connection((address, 443), timeout=30)
     with pytest.raises(socket.gaierror):
         socket.getaddrinfo("example.com", 443)
-    question = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-    endpoint = (clone.summary() if clone.summaries() else clone.released())["endpoint"]
-    answer = httpx.post(f"{endpoint}/chat/completions", json=question, timeout=60)
-    assert answer.json()["choices"][0]["message"]["content"]
+    ask((clone.summary() if clone.summaries() else clone.released())["endpoint"])
 
 
 def test_a_release_serves_what_it_trained_and_the_next_one_skips(clone: Clone) -> None:
@@ -68,12 +73,24 @@ def test_a_release_serves_what_it_trained_and_the_next_one_skips(clone: Clone) -
     assert clone.summary()["version"] == first["version"]
 
 
-def test_a_changed_recipe_goes_through_the_canary_and_can_be_rolled_back(clone: Clone) -> None:
+def test_a_pushed_recipe_goes_through_the_canary_to_answers_and_can_be_rolled_back(
+    clone: Clone,
+) -> None:
     first = clone.released()
-    code, output = clone.release(SMALL, "train.max_steps=14", "deploy.soak_s=0")
-    assert code == 0, output
+    small = clone.folder / SMALL
+    text = small.read_text()
+    with pushing(clone, SMALL) as git:
+        before = git.commit()
+        small.write_text(text.replace("max_steps: 12", "max_steps: 14"))
+        after = git.commit()
+        small.write_text(text)
+        assert git.deliver(before, after).status_code == 202
+        ended = git.outcome(after)
+    assert ended["state"] == "success", ended["description"]
     second = clone.summary()
     assert second["version"] != first["version"]
+    answered_by = ask(second["endpoint"]).headers["x-trainyard-version"]
+    assert second["version"] == f"small@{answered_by[:12]}"
     run = clone.folder / ".trainyard/runs" / second["run_id"]
     steps = json.loads((run / "rollout.json").read_text())["steps"]
     assert [step["weight"] for step in steps][-1] == 100
@@ -89,8 +106,7 @@ def test_a_changed_recipe_goes_through_the_canary_and_can_be_rolled_back(clone: 
 
 def test_a_version_is_explained_from_its_answer_and_made_again_byte_by_byte(clone: Clone) -> None:
     first = clone.released()
-    question = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-    answer = httpx.post(f"{first['endpoint']}/chat/completions", json=question)
+    answer = ask(first["endpoint"])
     (clone.folder / "headers.txt").write_text(
         "\n".join(f"{name}: {value}" for name, value in answer.headers.items())
     )
@@ -107,26 +123,14 @@ def test_a_version_is_explained_from_its_answer_and_made_again_byte_by_byte(clon
     assert "was made again, byte by byte" in output
 
 
-def test_a_failed_gate_registers_and_serves_nothing(clone: Clone) -> None:
+def test_an_interrupted_training_resumes_and_a_failed_gate_registers_and_serves_nothing(
+    clone: Clone,
+) -> None:
     champion = clone.released()["version"]
     archived = list(clone.folder.glob(".trainyard/archive/models/*/*/manifest.json"))
-    gates = 'gates={exact_match: ">= 0.8"}'
-    code, output = clone.release(SMALL, "train.max_steps=13", gates)
-    assert code == 1, output
-    assert "Traceback" not in output
-    summary = clone.summary()
-    assert (summary["status"], summary["failed_stage"]) == ("failed", "gate")
-    assert summary["verdict"] == "FAIL"
-    assert summary["version"] is None
-    assert Path(clone.folder, summary["report"]).exists()
-    assert archived == list(clone.folder.glob(".trainyard/archive/models/*/*/manifest.json"))
-    status = json.loads(clone.run("trainyard", "status", "--json")[1])
-    assert status["served"][0]["champion"] == champion
-
-
-def test_an_interrupted_training_leaves_nothing_running_and_resumes(clone: Clone) -> None:
     served = {process.pid for process in clone.processes()}
-    options = ["--set", "train.max_steps=40", "--set", "train.seed=1"]
+    changed = ["train.max_steps=40", "train.seed=1", 'gates={exact_match: ">= 0.8"}']
+    options = [part for override in changed for part in ("--set", override)]
     with clone.start("flows.release", SMALL, *options) as process:
         done = ".trainyard/stages/train/*/checkpoints/checkpoint-*/complete.json"
         known = set(clone.folder.glob(done))
@@ -136,11 +140,23 @@ def test_an_interrupted_training_leaves_nothing_running_and_resumes(clone: Clone
         assert process.returncode == 130, output
     assert "run the same command again" in output
     assert {process.pid for process in clone.processes()} == served
-    code, output = clone.release(SMALL, "train.max_steps=40", "train.seed=1", "deploy.soak_s=0")
-    assert code == 0, output
-    run = clone.folder / ".trainyard/runs" / clone.summary()["run_id"]
-    attempts = json.loads((run / "lineage.json").read_text())["training"]["attempts"]
-    assert attempts[-1]["from_step"] > 0
+
+    code, output = clone.release(SMALL, *changed)
+    assert code == 1, output
+    assert "Traceback" not in output
+    summary = clone.summary()
+    assert (summary["status"], summary["failed_stage"]) == ("failed", "gate")
+    assert summary["verdict"] == "FAIL"
+    assert summary["version"] is None
+    assert Path(clone.folder, summary["report"]).exists()
+    tries = max(
+        clone.folder.glob(".trainyard/stages/train/*/attempts.json"),
+        key=lambda file: file.stat().st_mtime,
+    )
+    assert json.loads(tries.read_text())["attempts"][-1]["from_step"] > 0
+    assert archived == list(clone.folder.glob(".trainyard/archive/models/*/*/manifest.json"))
+    status = json.loads(clone.run("trainyard", "status", "--json")[1])
+    assert status["served"][0]["champion"] == champion
 
 
 BAD = {

@@ -76,8 +76,8 @@ def until(what: Callable[[], bool], seconds: float = 240) -> None:
 def test_all_finish_alone_on_their_gpu_through_kill_9_an_outage_and_a_new_worker(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "SILENT_S", 45.0)  # a job that the old worker took with it
-    monkeypatch.setattr(dispatch, "LOOK_S", 10.0)
+    monkeypatch.setattr(dispatch, "SILENT_S", 25.0)  # a job that the old worker took with it
+    monkeypatch.setattr(dispatch, "LOOK_S", 5.0)
     finished: list[int] = []
     with ExitStack() as worker, ExitStack() as server:
         server.enter_context(world.server())

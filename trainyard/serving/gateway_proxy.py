@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import aiohttp
+import orjson
 from aiohttp import hdrs, web
-from aiohttp.client import _RequestContextManager
 from multidict import CIMultiDict, istr
 
 from trainyard.serving.answers import Answer, Events, Flag, question
+from trainyard.serving.gateway_client import Client, Post
 from trainyard.serving.gateway_config import GatewayConfig, Role, Routes, Variant
 from trainyard.serving.gateway_log import Journal, Record, RequestLog
 
@@ -87,27 +88,18 @@ class Proxy:
         self.pairs = RequestLog(config.folder / "pairs.jsonl")
         self.inflight = 0
         journal.metrics.inflight.set_function(lambda: self.inflight)
-        self._session: aiohttp.ClientSession | None = None
+        self._client: Client | None = None
         self._copies: set[asyncio.Task[None]] = set()
         self._keys = frozenset(config.api_keys)
 
     async def running(self, _app: web.Application) -> AsyncIterator[None]:
-        timeout = aiohttp.ClientTimeout(
-            total=None,
-            sock_connect=self.config.connect_timeout_s,
-            sock_read=self.config.idle_timeout_s,
-        )
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15, force_close=False),
-            timeout=timeout,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=[hdrs.USER_AGENT, hdrs.ACCEPT_ENCODING],
+        self._client = Client(
+            connect_s=self.config.connect_timeout_s, idle_s=self.config.idle_timeout_s
         )
         yield
         for copy in self._copies:
             copy.cancel()
-        await self._session.close()
+        await self._client.close()
         self.log.close()
         self.pairs.close()
 
@@ -129,7 +121,7 @@ class Proxy:
         self.inflight += 1
         try:
             call = await self._read(request)
-            return call if isinstance(call, web.Response) else await self._answer(request, call)
+            return await self._answer(request, call) if isinstance(call, Call) else call
         except asyncio.CancelledError:
             metrics.aborted.inc()
             raise
@@ -144,17 +136,18 @@ class Proxy:
         if length is not None and length > limit:
             return _last(problem(413, f"the body has {length} bytes; at most {limit} are taken"))
         try:
-            # a body that came with its headers needs no timer
-            whole = request.content.is_eof()
-            async with asyncio.timeout(None if whole else self.config.body_timeout_s):
-                raw = await request.read()
+            if request.content.is_eof():  # it came with its headers
+                raw = request.content.read_nowait()
+            else:
+                async with asyncio.timeout(self.config.body_timeout_s):
+                    raw = await request.read()
         except TimeoutError:
             return _last(problem(408, f"no whole body within {self.config.body_timeout_s:g} s"))
         except web.HTTPRequestEntityTooLarge:
             return _last(problem(413, f"the body is too long; at most {limit} bytes are taken"))
         try:
-            body = json.loads(raw)
-        except (ValueError, RecursionError) as error:
+            body = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
             return problem(400, f"the body is not JSON: {error}")
         if not isinstance(body, dict):
             return problem(400, f"the body must be a JSON object, not {type(body).__name__}")
@@ -247,7 +240,7 @@ class Proxy:
                 bad = engine.status >= 500 or engine.status in _OURS
                 if bad and not (last or attempt.role == "champion"):
                     raise EngineFailed(f"answered {engine.status}")
-                if engine.content_type == "text/event-stream":
+                if engine.is_stream:
                     return await self._stream(request, call, attempt, engine)
                 return await self._whole(call, attempt, engine)
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -259,13 +252,13 @@ class Proxy:
             self._record(call, attempt)
             raise
 
-    def _post(self, call: Call, variant: Variant) -> _RequestContextManager:
-        assert self._session is not None
-        payload = json.dumps(call.body | {"model": variant.model}, ensure_ascii=False).encode()
-        headers = {hdrs.CONTENT_TYPE: "application/json", REQUEST_ID: call.request_id}
+    def _post(self, call: Call, variant: Variant) -> Post:
+        assert self._client is not None
+        payload = orjson.dumps(call.body | {"model": variant.model})
+        headers: dict[str, str] = {REQUEST_ID: call.request_id}
         if call.source == "shadow":
             headers[SHADOW] = "1"
-        return self._session.post(variant.url + call.path, data=payload, headers=headers)
+        return Post(self._client, variant.url + call.path, payload, headers)
 
     def _copy(self, call: Call, routes: Routes) -> None:
         """Send the canary a copy that nobody waits for, unless there is other work to do."""
@@ -286,11 +279,11 @@ class Proxy:
             async with self._post(call, variant) as engine:
                 attempt.code = engine.status
                 body = await engine.read()
-                if engine.content_type == "text/event-stream":
+                if engine.is_stream:
                     for event in Events().feed(body):
                         attempt.answer.take(event)
                 elif engine.status == 200:
-                    attempt.answer.take(json.loads(body))
+                    attempt.answer.take(orjson.loads(body))
         except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError) as error:
             attempt.code, attempt.why = 0, str(error) or type(error).__name__
         self._record(call, attempt)
@@ -304,13 +297,11 @@ class Proxy:
             }
         )
 
-    async def _whole(
-        self, call: Call, attempt: Attempt, engine: aiohttp.ClientResponse
-    ) -> web.Response:
+    async def _whole(self, call: Call, attempt: Attempt, engine: Post) -> web.Response:
         body = await engine.read()
         if engine.status == 200:
             try:
-                attempt.answer.take(json.loads(body))
+                attempt.answer.take(orjson.loads(body))
             except (ValueError, AttributeError):
                 attempt.why = "not JSON"
                 attempt.code = 0
@@ -324,7 +315,7 @@ class Proxy:
         return web.Response(status=engine.status, body=body, headers=headers)
 
     async def _stream(
-        self, request: web.Request, call: Call, attempt: Attempt, engine: aiohttp.ClientResponse
+        self, request: web.Request, call: Call, attempt: Attempt, engine: Post
     ) -> web.StreamResponse:
         """Pass events on as they come; the client's first byte waits for the engine's."""
         chunks = engine.content.iter_any()

@@ -138,7 +138,7 @@ def world(seed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worl
         server = Path(stack.enter_context(TemporaryDirectory(prefix="trainyard-", dir="/tmp")))
         api = stack.enter_context(a_server(server, stack.enter_context(a_database(server))))
         stack.enter_context(temporary_settings({PREFECT_API_URL: api}))
-        _deploy(root, api)
+        deploy(root, api)
         apis = {name: stack.enter_context(forges.running(name)) for name in PROVIDERS}
         found = {name: _repository(name, seed, root) for name in _names()}
         world = World(f"http://127.0.0.1:{free_port()}", found, api)
@@ -173,7 +173,7 @@ def _repository(named: str, seed: Path, root: Path) -> Repository:
     return Repository(provider, name, bare, work)
 
 
-def _deploy(root: Path, api: str) -> None:
+def deploy(root: Path, api: str) -> None:
     pools.apply(pools.read_pools())
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "-n", "pushed"]
     env = os.environ | {
