@@ -122,6 +122,8 @@ class Proxy:
         try:
             call = await self._read(request)
             return await self._answer(request, call) if isinstance(call, Call) else call
+        except orjson.JSONEncodeError as error:
+            return problem(400, f"the body cannot be passed on: {error}")
         except asyncio.CancelledError:
             metrics.aborted.inc()
             raise
@@ -136,7 +138,7 @@ class Proxy:
         if length is not None and length > limit:
             return _last(problem(413, f"the body has {length} bytes; at most {limit} are taken"))
         try:
-            if request.content.is_eof():  # it came with its headers
+            if length is not None and request.content.is_eof():  # it came with its headers
                 raw = request.content.read_nowait()
             else:
                 async with asyncio.timeout(self.config.body_timeout_s):
@@ -284,7 +286,7 @@ class Proxy:
                         attempt.answer.take(event)
                 elif engine.status == 200:
                     attempt.answer.take(orjson.loads(body))
-        except (aiohttp.ClientError, TimeoutError, ValueError, AttributeError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, TypeError, AttributeError) as error:
             attempt.code, attempt.why = 0, str(error) or type(error).__name__
         self._record(call, attempt)
 

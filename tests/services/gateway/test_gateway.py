@@ -283,7 +283,7 @@ def test_a_broken_canary_costs_no_user_an_answer(
 ) -> None:
     gateway.start()
     nowhere = f"http://127.0.0.1:{process.free_port()}"
-    gateway.route(engines(), nowhere if behaviour is None else engines(**behaviour), weight=99.9)
+    gateway.route(engines(), nowhere if behaviour is None else engines(**behaviour), weight=100)
     for _ in range(3):
         found = gateway.ask()
         assert (found.status_code, found.headers["x-trainyard-variant"]) == (200, "champion")
@@ -325,11 +325,24 @@ def test_a_champion_that_hangs_is_answered_for_in_time(
         (b"[1]", 400, "must be a JSON object, not list"),
         (b"\xff\xfe", 400, "not JSON"),
         (b"[" * 100_000, 400, "not JSON"),
+        (b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}", 400, "cannot be passed on"),
+        (b'{"a": "\\ud83d"}', 400, "not JSON"),
         (b'{"model": "other"}', 404, "model 'other' is not here; this is 'm'"),
         (b'{"model": ["m"]}', 404, "is not here"),
         (b'{"a": "' + b"x" * (2 << 20) + b'"}', 413, "at most 1048576"),
     ],
-    ids=["cut", "empty", "list", "bytes", "deep", "other", "list-model", "big"],
+    ids=[
+        "cut",
+        "empty",
+        "list",
+        "bytes",
+        "deep",
+        "nested",
+        "half-pair",
+        "other",
+        "list-model",
+        "big",
+    ],
 )
 def test_a_bad_request_gets_one_clear_sentence(
     gateway: Gateway, engines: Callable[..., str], body: bytes, status: int, says: str
