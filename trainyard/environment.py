@@ -83,10 +83,9 @@ class Environment(Frozen):
             return DeploySpec.model_validate(spec.model_dump() | self.deploy)
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise InputError(
-                f"{FOLDER}, deploy of {self.serves}: {place}: {first['msg']}"
-            ) from None
+            place = "".join(f"{part}: " for part in first["loc"])
+            said = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"{FOLDER}, deploy of {self.serves}: {place}{said}") from None
 
 
 PRODUCTION = Environment()

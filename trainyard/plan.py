@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from trainyard import changes, cost, lineage, needs, registration
 from trainyard.environment import Environment
-from trainyard.errors import TrainyardError, Unavailable
+from trainyard.errors import InputError, TrainyardError, Unavailable
 from trainyard.evaluation.run import planned
 from trainyard.gate import Planned, Rules
 from trainyard.gate.foresight import foresee
@@ -101,6 +101,7 @@ def make(
     engine.check(job.recipe)
     tree = None if offline else registration.why_dirty(job.recipe.register, lineage.git_state())
     few = _too_few_nodes(job.recipe, where, notes)
+    unfit = _unfit_there(job.recipe, where) if where else None
     training_s = needed.budget.hours * 3600 if needed.budget else None
     stages = _stages(job, checked, champion)
     sizes = {name: suite.n for name, suite in held.items()}
@@ -118,7 +119,7 @@ def make(
         cost=amount or None,
         over_budget=cost.over(job.recipe, job.home, amount, now) if spends else None,
         gates=gates,
-        problems=[*problems, *needed.problems, *(why for why in (tree, few) if why)],
+        problems=[*problems, *needed.problems, *(why for why in (tree, few, unfit) if why)],
         notes=[*notes, *needed.notes, *_rollout_notes(job.recipe), *([off] if off else [])],
         changes=[c.words for c in changes.between(against, job.recipe)] if against else [],
     )
@@ -129,6 +130,19 @@ def _too_few_nodes(recipe: Recipe, where: Environment | None, notes: list[str]) 
     if where is None and need.nodes > 1:
         notes.append(f"{need.nodes} machines train together only as a Job of a Kubernetes pool")
     return where.why_too_few_nodes(need) if where else None
+
+
+def _unfit_there(recipe: Recipe, where: Environment) -> str | None:
+    """Say why the recipe cannot serve as the environment would have it, or None."""
+    try:
+        there = where.deploy_of(recipe.deploy)
+        Recipe.model_validate(recipe.model_dump() | {"deploy": there.model_dump()})
+    except InputError as error:
+        return str(error)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        return f"deploy of {where.serves}: {said}"
+    return None
 
 
 def _rollout_notes(recipe: Recipe) -> list[str]:

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.unit.rollout.test_manifests import make
 from trainyard import changes, cli
-from trainyard.recipe import read_recipe
+from trainyard.environment import Environment
+from trainyard.plan import make as make_plan
+from trainyard.recipe import parse_override, read_recipe
+from trainyard.release.job import Job
 from trainyard.training import estimates
 
 RECIPE = Path("recipes/quickstart.yaml")
@@ -74,6 +79,35 @@ def test_several_machines_are_planned_and_refused_where_there_is_one(
     code = cli.main(["plan", str(RECIPE), "--home", str(tmp_path), "--set", "resources.nodes=2"])
     assert code == 2
     assert "nodes (2) needs gpus, those of one node" in capsys.readouterr().err
+
+
+ELSEWHERE = {
+    "deploy.strategy={kind: ab}": "strategy ab needs one gateway",
+    "deploy.strategy={kind: canary, judged: {suite: duel}}": "strategy.judged reads the pairs",
+    "monitor.drift={}": "monitor.drift reads the gateway's log",
+}
+
+
+@pytest.mark.parametrize(("key", "says"), ELSEWHERE.items())
+def test_what_an_environment_cannot_do_is_a_problem_before_training(
+    tmp_path: Path, key: str, says: str
+) -> None:
+    cluster = {"engine": "vllm", "target": make()[1].model_dump(mode="json")}
+    there = Environment(serves="staging", deploy=cluster)
+    duel = {
+        "name": "duel",
+        "kind": "pairwise",
+        "opponent": "base",
+        "data": "recipes/quickstart/eval.jsonl",
+        "jurors": [{"base_url": "http://127.0.0.1:9", "model": "judge-2026-01-01"}],
+    }
+    suites = yaml.safe_load(RECIPE.read_text())["evaluate"]["suites"]
+    overrides = {"evaluate.suites": [*suites, duel], "deploy.log_fraction": 1}
+    recipe = read_recipe(RECIPE, overrides | dict([parse_override(key)]))
+    job = Job(recipe=recipe, recipe_path=str(RECIPE), run_id="r", home=tmp_path)
+    assert not make_plan(job).problems
+    (problem,) = make_plan(job, there).problems
+    assert says in problem
 
 
 def test_memory_is_corrected_by_what_such_trainings_measured(

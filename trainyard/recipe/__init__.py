@@ -99,13 +99,19 @@ class Recipe(Frozen):
                     f"{key} reads the suite {spec.suite}; evaluate.suites has no {kind} suite of "
                     "that name"
                 )
-        if judged is not None and self.deploy.target.kind == "kubernetes":
-            raise ValueError(
-                "deploy.strategy.judged reads what gateways log, and those of kubernetes are in "
-                "pods: leave it out there"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_watched_is_logged(self) -> Self:
         for key in ("drift", "judge"):
-            if getattr(watched, key) is not None and not self.deploy.log_fraction:
+            if getattr(self.monitor, key) is None:
+                continue
+            if self.deploy.target.kind == "kubernetes":
+                raise ValueError(
+                    f"monitor.{key} reads the gateway's log; in kubernetes each replica keeps its "
+                    "own, in its pod: leave it out there"
+                )
+            if not self.deploy.log_fraction:
                 raise ValueError(f"monitor.{key} reads the log: deploy.log_fraction must be > 0")
         return self
 

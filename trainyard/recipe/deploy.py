@@ -309,11 +309,18 @@ class DeploySpec(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _votes_are_heard(self) -> Self:
-        if isinstance(self.strategy, Ab) and isinstance(self.target, KubernetesTarget):
+    def _one_gateway_hears(self) -> Self:
+        if not isinstance(self.target, KubernetesTarget):
+            return self
+        if isinstance(self.strategy, Ab):
             raise ValueError(
                 "strategy ab needs one gateway that knows every answer; in kubernetes each replica "
                 "has its own: take canary"
+            )
+        if isinstance(self.strategy, Evidence) and self.strategy.judged is not None:
+            raise ValueError(
+                "strategy.judged reads the pairs that one gateway logs; in kubernetes each replica "
+                "has its own: leave it out, and gate on the pairwise suite before the rollout"
             )
         return self
 

@@ -3,6 +3,7 @@ from pydantic import ValidationError
 
 from tests.unit.rollout.test_manifests import make
 from trainyard.recipe.deploy import Ab, BlueGreen, Canary, DeploySpec, Evidence
+from trainyard.recipe.strategy import JudgedSpec
 
 
 def test_steps_grow() -> None:
@@ -52,6 +53,13 @@ def test_a_person_is_asked_before_steps_that_there_are() -> None:
         Canary(steps=(5, 25), approve_at=(30,))
 
 
-def test_votes_need_one_gateway() -> None:
-    with pytest.raises(ValidationError, match="each replica has its own: take canary"):
-        DeploySpec(engine="vllm", strategy=Ab(), target=make()[1])
+@pytest.mark.parametrize(
+    ("strategy", "says"),
+    [
+        (Ab(), "each replica has its own: take canary"),
+        (Canary(judged=JudgedSpec(suite="duel")), "each replica has its own: leave it out, and"),
+    ],
+)
+def test_votes_and_judged_pairs_need_one_gateway(strategy: Evidence, says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        DeploySpec(engine="vllm", strategy=strategy, target=make()[1])
