@@ -129,7 +129,10 @@ def _situation(
     elif rolling:
         cannot = "a rollout goes on, and guards itself"
     elif where.serves != "production":
-        cannot = f"{where.serves} is not rolled back by itself"
+        cannot = (
+            f"{where.serves} is not rolled back by itself: `trainyard promote {recipe.name}@DIGEST "
+            f"--to {where.serves}` gives another version its traffic"
+        )
     return Situation(
         model=recipe.name,
         version=deployment.champion.version.digest,

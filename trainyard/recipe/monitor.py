@@ -125,7 +125,8 @@ class MonitorSpec(Frozen):
     """A champion whose last answer is older is INCONCLUSIVE, never healthy."""
 
     burns: Literal["alert", "rollback"] = "rollback"
-    """What a burning error budget of `deploy.slo` leads to; without a former champion, an alert."""
+    """What a burning error budget of `deploy.slo` leads to. An alert alone without a former champion,
+    and outside production: there a version is tried, and a person decides what its failure means."""
 
     drift: DriftSpec | None = None
     """Whether users ask something else. None: not looked at."""
