@@ -38,6 +38,7 @@ def a_server(root: Path, database: str | None) -> Iterator[str]:
     """Yield the address of its API. Without `database` it keeps Prefect's SQLite in `root`."""
     port = process.free_port()
     env = os.environ | {"PREFECT_HOME": str(root / "prefect"), "DO_NOT_TRACK": "1"}
+    env["PREFECT_API_BLOCKS_REGISTER_ON_START"] = "false"  # a quarter of its start
     env |= {"PREFECT_API_DATABASE_CONNECTION_URL": database} if database else {}
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
     with running(command, env, root / "server.log"):

@@ -15,7 +15,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from trainyard.errors import Unavailable
 from trainyard.process import die_with_parent, free_port
 
-QUIET = {"PREFECT_SERVER_LOGGING_LEVEL": "WARNING", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+QUIET = {
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # a quarter of the server's start: it would load every worker's library to list its blocks
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+}
 
 
 @contextmanager
