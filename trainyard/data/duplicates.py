@@ -16,6 +16,9 @@ import orjson
 from numpy.typing import NDArray
 
 from trainyard.data.grams import table_of
+from trainyard.data.kernels import compiled
+from trainyard.data.lanes import ASKED, HOLES, TOLD, Lane, Lanes
+from trainyard.data.lay import HEAD, MIDDLE, TAIL
 from trainyard.data.leakage import asked_and_told
 from trainyard.data.scan import BANDS
 from trainyard.data.shingles import MOST_ROWS, similarities
@@ -23,6 +26,9 @@ from trainyard.data.units import U64
 
 TOGETHER_AT = 0.7
 """Rows at least this similar stay on one side of the split, even when both are kept."""
+BEFORE_BODY, AFTER_BODY = len('{"id":"",') + 32, b',"source":{'
+CANONICAL = Lane((HEAD.tobytes()[1:], MIDDLE.tobytes(), TAIL.tobytes()[:-1]), (ASKED, TOLD))
+"""Of one question and one answer: what `lay_lines` writes between the id and the source."""
 
 Rows = NDArray[np.int64]
 
@@ -38,13 +44,13 @@ class Texts:
     sizes: NDArray[np.int32]
     opened: dict[int, int] = field(default_factory=dict)
 
-    def read(self, row: int) -> dict[str, Any]:
+    def read(self, row: int) -> bytes:
+        """The line of a row, or the first of several."""
         chunk = bisect_right(self.firsts, row) - 1
         if chunk not in self.opened:
             self.opened[chunk] = os.open(self.files[chunk], os.O_RDONLY)
         content = os.pread(self.opened[chunk], int(self.sizes[row]), int(self.starts[row]))
-        found: dict[str, Any] = orjson.loads(content.partition(b"\n")[0])
-        return found
+        return content.partition(b"\n")[0]
 
     def close(self) -> None:
         for descriptor in self.opened.values():
@@ -52,16 +58,32 @@ class Texts:
         self.opened.clear()
 
 
+@compiled
+def _again(keys: Any, shift: Any, seen: Any, twice: Any, found: Any) -> int:
+    one, low = np.uint64(1), np.uint64(63)
+    for i in range(len(keys)):
+        at = keys[i] >> shift
+        bit = one << (at & low)
+        at >>= np.uint64(6)
+        twice[at] |= seen[at] & bit
+        seen[at] |= bit
+    count = 0
+    for i in range(len(keys)):  # without a branch
+        at = keys[i] >> shift
+        found[count] = i
+        count += int(twice[at >> np.uint64(6)] >> (at & low) & one)
+    return count
+
+
 def occurring_again(keys: U64) -> Rows:
     """Positions of keys that occur more than once, and of a few others, ascending.
 
-    Sorting keys alone is several times faster than sorting with positions.
+    Two bitmaps over the upper bits take a fraction of the time that sorting takes.
     """
-    ranked = np.sort(keys)
-    twice = ranked[1:][ranked[1:] == ranked[:-1]]
-    marked = np.zeros(1 << 22, bool)
-    marked[twice >> np.uint64(42)] = True
-    return np.flatnonzero(marked[keys >> np.uint64(42)])
+    width = min(max(16 * len(keys), 1 << 12).bit_length(), 28)
+    seen, twice = np.zeros((2, 1 << width - 6), np.uint64)
+    found = np.empty(len(keys) + 1, np.int64)
+    return found[: _again(keys, np.uint64(64 - width), seen, twice, found)].copy()
 
 
 def repeats(ids: NDArray[np.uint64]) -> Rows:
@@ -77,17 +99,18 @@ def repeats(ids: NDArray[np.uint64]) -> Rows:
     return made
 
 
-def candidates(bands: Sequence[Any], alive: Rows) -> NDArray[np.int64]:
+def candidates(bands: Sequence[Any], alive: NDArray[np.bool_]) -> NDArray[np.int64]:
     """[n, 2] pairs of rows, earlier first, that share a band, each with the first and the last.
 
-    `bands` holds one [BANDS, rows] array per chunk, `alive` the rows to compare, ascending.
+    `bands` holds one [BANDS, rows] array per chunk, `alive` says which rows to compare.
     """
     pairs: list[Any] = []
     for b in range(BANDS):
-        hashes = np.concatenate([np.empty(0, np.uint64), *(part[b] for part in bands)])[alive]
-        again = occurring_again(hashes)
-        again = again[np.argsort(hashes[again], kind="stable")]
-        ranked, rows = hashes[again], alive[again]
+        hashes = np.concatenate([np.empty(0, np.uint64), *(part[b] for part in bands)])
+        rows = occurring_again(hashes)
+        rows = rows[alive[rows]]
+        rows = rows[np.argsort(hashes[rows], kind="stable")]
+        ranked = hashes[rows]
         same = np.flatnonzero(ranked[1:] == ranked[:-1]) + 1
         if not len(same):
             continue
@@ -112,12 +135,23 @@ def similarity(
     made, table = np.empty((len(pairs), 2)), table_of(common)
     for first in range(0, len(pairs), at_once):
         rows, places = np.unique(pairs[first : first + at_once], return_inverse=True)
-        flat: list[bytes] = []
-        for row in rows.tolist():
-            asked, told = asked_and_told(texts.read(row))
-            flat += (asked.encode(), told.encode())
-        made[first : first + at_once] = similarities(flat, places.reshape(-1, 2), table)
+        joined, bounds = canonical_texts([texts.read(row) for row in rows.tolist()])
+        made[first : first + at_once] = similarities(joined, bounds, places.reshape(-1, 2), table)
     return made
+
+
+def canonical_texts(lines: Sequence[bytes]) -> tuple[bytes, NDArray[np.int64]]:
+    """Asked and told of canonical lines, as `join` puts them."""
+    lanes = Lanes()
+    lanes.add(CANONICAL)
+    bodies = [line[BEFORE_BODY : line.rfind(AFTER_BODY)] for line in lines]
+    lengths = np.fromiter(map(len, bodies), np.int64, len(bodies))
+    starts, content = np.cumsum(lengths) - lengths, np.frombuffer(b"".join(bodies), np.uint8)
+    which, spans = np.full(len(lines), -1, np.int64), np.zeros((len(lines), HOLES, 3), np.int64)
+    lanes.match(content, starts, lengths, len(content), 0, which, spans)
+    read = [asked_and_told(orjson.loads(lines[i])) for i in np.flatnonzero(which < 0).tolist()]
+    others = [text.encode() for pair in read for text in pair]
+    return lanes.lay(content, starts, np.arange(len(lines)), which, spans, others)
 
 
 class Clusters:

@@ -31,6 +31,8 @@ def _absent(*names: str) -> Iterator[None]:
 with _absent("scipy", "cffi", "coverage"):  # numba would load them: a quarter of a second
     import numba
     import numba.np.arraymath
+    from numba.core import cgutils, types
+    from numba.extending import intrinsic
 
 Bytes = NDArray[np.uint8]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,7 +43,10 @@ def _stamp() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-KERNELS = ("kernels", "characters", "units", "grams", "scan", "shingles", "lay", "lanes", "needed")
+KERNELS = (
+    "kernels", "characters", "units", "grams", "scan", "shingles", "lay", "lanes", "needed",
+    "duplicates",
+)  # fmt: skip
 STAMP = _stamp()
 
 
@@ -53,6 +58,31 @@ def compiled(function: F) -> F:
     made: Any = numba.njit(cache=True, nogil=True)(function)
     made._cache._cache_file._source_stamp = STAMP
     return made  # type: ignore[no-any-return]
+
+
+def _ownerless(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    if isinstance(kind, types.BaseTuple):  # type: ignore[attr-defined]
+        items = [(k, builder.extract_value(value, i)) for i, k in enumerate(kind)]
+        parts = [_ownerless(context, builder, *item) for item in items]
+        return context.make_tuple(builder, kind, parts)
+    if not isinstance(kind, types.Array):
+        return value
+    made = context.make_array(kind)(context, builder, value)
+    made.meminfo = cgutils.get_null_value(made.meminfo.type)
+    return made._getvalue()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lent(_context: Any, argument: Any) -> Any:
+    """An array, or a tuple of them, without owners: slices of it count no references.
+
+    Only for arguments of a function, which its caller holds until it returns.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        return _ownerless(context, builder, argument, values[0])
+
+    return argument(argument), generate
 
 
 @compiled

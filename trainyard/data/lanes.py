@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.data.kernels import Bytes, compiled
-from trainyard.data.lay import put
+from trainyard.data.kernels import Bytes, compiled, lent
+from trainyard.data.lay import mark, put
 from trainyard.data.units import next_full
 
 ASKED, MORE, TOLD = range(3)
@@ -134,18 +134,18 @@ def _text_size(text: Any) -> int:
 
 
 @compiled
-def _put_text(text: Any, size: int, out: Any, at: int) -> int:
+def _put_text(text: Any, size: int, words: Any, out: Any, at: int) -> int:
     if size == len(text):
         return put(text, out, at)
+    mark(text, words.view(np.uint8))
     i = 0
-    while i < len(text):
-        if text[i] != 92:
-            out[at] = text[i]
-            at += 1
-            i += 1
-            continue
-        c, width = _escape(text, i)
-        i += width
+    while True:
+        end = next_full(words, i)
+        at = put(text[i:end], out, at)
+        if end >= len(text):
+            return at
+        c, width = _escape(text, end)
+        i = end + width
         if c < 0x80:
             out[at] = c
         elif c < 0x800:
@@ -157,21 +157,6 @@ def _put_text(text: Any, size: int, out: Any, at: int) -> int:
             out[at], out[at + 1] = 0xF0 | c >> 18, 0x80 | c >> 12 & 63
             out[at + 2], out[at + 3] = 0x80 | c >> 6 & 63, 0x80 | c & 63
         at += _size(c)
-    return at
-
-
-@compiled
-def _mark(line: Any, marks: Any) -> int:
-    """Mark quotes, backslashes and control characters; the largest byte."""
-    highest = np.uint8(0)
-    for i in range(len(line)):  # bytes, selects and max only: this is what gets vectorised
-        c = line[i]
-        m = np.uint8(1) if c < np.uint8(32) else np.uint8(0)
-        m = np.uint8(1) if c == np.uint8(34) else m
-        marks[i] = np.uint8(1) if c == np.uint8(92) else m
-        highest = max(highest, c)
-    marks[len(line)] = marks[len(line) + 1] = 1  # where a search ends, after a backslash too
-    return int(highest)
 
 
 @compiled
@@ -198,16 +183,24 @@ def _fits(line: Any, words: Any, ascii: bool, around: Any, ends: Any, out: Any) 
         before = ends[hole]
         if hole + 1 == len(ends):
             return bool(at == len(line))
-        start, plain = at, ascii
-        at = next_full(words, at)
-        while at < len(line) and line[at] == 92:
-            plain = False
-            at = next_full(words, at + 2)
+        start, size = at, 0
+        while True:
+            end = next_full(words, at)
+            size += end - at
+            at = end
+            if at >= len(line) or line[at] != 92:
+                break
+            c, width = _escape(line, at)
+            if width == 0:
+                return False
+            size += _size(c)
+            at += width
         if at >= len(line) or line[at] != 34:
             return False
-        size = at - start if plain else _text_size(line[start:at])
-        if size < 0:
-            return False
+        if not ascii:
+            size = _text_size(line[start:at])
+            if size < 0:
+                return False
         out[hole, 0], out[hole, 1], out[hole, 2] = start, at, size
     return False
 
@@ -217,7 +210,8 @@ def _match(
     content: Any, starts: Any, lengths: Any, longest: int, lanes: Any, first: int, which: Any,
     spans: Any,
 ) -> None:  # fmt: skip
-    around, ends = lanes
+    content, spans = lent(content), lent(spans)
+    around, ends = lent(lanes)
     room = 0
     for r in range(first, len(starts)):
         room = max(room, lengths[r] if lengths[r] <= longest else 0)
@@ -228,7 +222,7 @@ def _match(
         if which[r] >= 0 or lengths[r] > longest:
             continue
         line = content[starts[r] : starts[r] + lengths[r]]
-        ascii = _mark(line, marks) < 128
+        ascii = mark(line, marks) < 128
         for turn in range(len(ends)):
             lane = (last + turn) % len(ends)
             count = 0
@@ -242,8 +236,10 @@ def _match(
 @compiled
 def _lay(
     content: Any, starts: Any, rows: Any, which: Any, parts: Any, spans: Any, other: Any,
-    other_ends: Any, out: Any, bounds: Any,
+    other_ends: Any, words: Any, out: Any, bounds: Any,
 ) -> int:  # fmt: skip
+    content, spans, other, out = lent(content), lent(spans), lent(other), lent(out)
+    words = lent(words)
     at = begin = k = 0
     for i in range(len(rows)):
         r = rows[i]
@@ -265,7 +261,7 @@ def _lay(
                 if part == MORE and size and at > bounds[i, 0]:
                     out[at] = 10
                     at += 1
-                at = _put_text(line[start:end], size, out, at)
+                at = _put_text(line[start:end], size, words, out, at)
             if part != ASKED:
                 bounds[i, part] = at
                 out[at] = SEPARATOR_BYTE
@@ -315,5 +311,6 @@ class Lanes:
         out, bounds = np.empty(size, np.uint8), np.empty((len(rows), 3), np.int64)
         parts = self.parts if self.known else np.empty((0, HOLES), np.int64)
         other = np.frombuffer(b"".join(others), np.uint8)
-        end = _lay(content, starts, rows, which, parts, spans, other, ends, out, bounds)
+        words = np.empty(int(spans[:, :, 1].max(initial=0)) // 8 + 2, np.uint64)
+        end = _lay(content, starts, rows, which, parts, spans, other, ends, words, out, bounds)
         return out[:end].tobytes(), bounds

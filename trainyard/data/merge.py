@@ -5,7 +5,6 @@ import itertools
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,6 +27,7 @@ from trainyard.data.duplicates import (
     similarity,
 )
 from trainyard.data.job import BIT, CODES, FACTS, KINDS, Job
+from trainyard.data.lay import pick
 from trainyard.files import read_json
 
 TRAIN, VAL, QUARANTINE = 0, 1, 2
@@ -160,7 +160,9 @@ def _relate(merged: Merged) -> None:
 def _near(merged: Merged, clusters: Clusters, alive: Rows) -> None:
     job, facts = merged.job, merged.facts
     bands = [np.load(place / "bands.npy", mmap_mode="r") for place in merged.places]
-    pairs = candidates(bands, alive)
+    compared = np.zeros(len(facts), bool)
+    compared[alive] = True
+    pairs = candidates(bands, compared)
     files = [place / "rows.jsonl" for place in merged.places]
     texts = Texts(files, merged.firsts, facts["start"], facts["size"])
     shares = similarity(pairs, texts, np.load(job.common))
@@ -222,36 +224,22 @@ def write_rows(merged: Merged, folder: Path) -> tuple[int, dict[str, str]]:
     fd = os.open(folder / "quarantine.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     opened = [(folder / f"{name}.jsonl").open("wb", buffering=WRITTEN) for name in SIDES[:2]]
     files = [place / "rows.jsonl" for place in merged.places]
-    memory = np.empty(max((file.stat().st_size for file in files), default=0), np.uint8).data
+    memory = np.empty((2, max((file.stat().st_size for file in files), default=0)), np.uint8)
     with opened[TRAIN], opened[VAL], os.fdopen(fd, "wb") as bad:
         for number, file in enumerate(files):
             rows = merged.chunk_rows(number)
             with file.open("rb") as found:
-                content = memory[: found.readinto(memory)]
-            end, held_out = 0, []
-            for a, b, side in _runs(merged.side[rows], merged.facts["start"][rows], len(content)):
-                if side == TRAIN:  # moved together in place
-                    content[end : end + b - a] = content[a:b]
-                    end += b - a
-                elif side == VAL:
-                    held_out.append(bytes(content[a:b]))
-            for side, kept in ((TRAIN, content[:end]), (VAL, b"".join(held_out))):
-                spill(opened[side], np.frombuffer(kept, np.uint8))
-                digests[SIDES[side]].update(kept)
+                content = memory[0, : found.readinto(memory[0].data)]
+            starts, sides = merged.facts["start"][rows], merged.side[rows]
+            for side in (TRAIN, VAL):
+                kept = memory[1, : pick(content, starts, sides == side, memory[1])]
+                spill(opened[side], kept)
+                digests[SIDES[side]].update(kept.data)
             lines = _quarantine_lines(merged, number)
             written += len(lines)
             bad.write(b"".join(lines))
             digests["quarantine"].update(b"".join(lines))
     return written, {f"{name}.jsonl": made.hexdigest() for name, made in digests.items()}
-
-
-def _runs(side: NDArray[np.uint8], starts: Rows, end: int) -> Iterator[tuple[int, int, int]]:
-    """First byte, byte after the last, and side of each run of equal sides."""
-    if not len(side):
-        return
-    firsts = np.r_[0, np.flatnonzero(np.diff(side)) + 1]
-    begins = starts[firsts].tolist()
-    yield from zip(begins, [*begins[1:], end], side[firsts].tolist(), strict=True)
 
 
 def _quarantine_lines(merged: Merged, number: int) -> list[bytes]:

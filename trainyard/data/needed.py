@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.data.kernels import Bytes, compiled
+from trainyard.data.kernels import Bytes, compiled, lent
 from trainyard.data.patterns import SEPARATOR
 
 FOUR, FEWEST = 4, 3
@@ -82,7 +82,9 @@ def _rarest(way: Way, regex: str) -> tuple[Class, ...]:
             known = known[:FEWEST]
         window = tuple(c for c in known if c is not None)
         if len(window) == len(known):
-            rate = _rate(window) + _is_common(window)
+            rate = _rate(window)
+            if best is None or rate < best[0]:
+                rate += _is_common(window)
             if best is None or rate < best[0]:
                 best = rate, window
     if best is None:
@@ -167,6 +169,7 @@ def _repeated(least: int, most: Any, ways: list[Way]) -> list[Way]:
 
 @compiled
 def _mark(text: Any, bounds: Any, tables: Any, marked: Any) -> None:
+    text, tables = lent(text), lent(tables)
     one, two, three, four = tables[0], tables[1], tables[2], tables[3]
     for r in range(len(bounds)):
         row = text[bounds[r, 0] : bounds[r, 2] + 1]  # and the separator after it

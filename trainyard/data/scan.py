@@ -20,7 +20,7 @@ from trainyard.data.grams import (
     table_of,
     without,
 )
-from trainyard.data.kernels import compiled
+from trainyard.data.kernels import compiled, lent
 from trainyard.data.patterns import SEPARATOR
 from trainyard.data.units import BASE, U64, mix, scratch, units
 
@@ -85,21 +85,11 @@ def _main_script(seen: Any) -> int:
 
 
 @compiled
-def scan(
-    text: Any, bounds: Any, mul: Any, add: Any, common: Any, long: Any, short: Any, out: Any,
-    bands: Any,
-) -> None:  # fmt: skip
-    """One pass over rows: prompt [bounds[r, 0], [r, 1]) and answer [[r, 1] + 1, [r, 2]) of each."""
-    longest = 0
-    for r in range(len(bounds)):
-        longest = max(longest, bounds[r, 2] - bounds[r, 0])
-    memory = scratch(longest)
+def _rows(text: Any, bounds: Any, tables: Any, rooms: Any, out: Any, bands: Any) -> None:
+    text, bounds, out, bands = lent(text), lent(bounds), lent(out), lent(bands)
+    mul, add, common, long, short = lent(tables)
+    memory, unit, prefix, gram, marks, lowest, band, asked_seen, seen = lent(rooms)
     power = memory[3]
-    unit, prefix = np.empty(longest + 3, np.uint64), np.empty(longest + 4, np.uint64)
-    gram = np.empty(longest + 3, np.uint64)
-    marks = np.empty(1 << 12, np.uint8)
-    lowest, band = np.empty(len(mul), np.uint32), np.empty(BANDS, np.uint64)
-    asked_seen, seen = np.zeros(10, np.int64), np.zeros(10, np.int64)
     for r in range(len(bounds)):
         begin, middle, end = bounds[r, 0], bounds[r, 1], bounds[r, 2]
         asked_seen[:] = 0
@@ -131,6 +121,23 @@ def scan(
         _sign(gram, n, mul, add, lowest, band)
         for b in range(BANDS):
             bands[b, r] = band[b]
+
+
+@compiled
+def scan(
+    text: Any, bounds: Any, mul: Any, add: Any, common: Any, long: Any, short: Any, out: Any,
+    bands: Any,
+) -> None:  # fmt: skip
+    """One pass over rows: prompt [bounds[r, 0], [r, 1]) and answer [[r, 1] + 1, [r, 2]) of each."""
+    longest = 0
+    for r in range(len(bounds)):
+        longest = max(longest, bounds[r, 2] - bounds[r, 0])
+    unit, prefix = np.empty(longest + 3, np.uint64), np.empty(longest + 4, np.uint64)
+    gram, marks = np.empty(longest + 3, np.uint64), np.empty(1 << 12, np.uint8)
+    lowest, band = np.empty(len(mul), np.uint32), np.empty(BANDS, np.uint64)
+    seen = np.zeros(10, np.int64), np.zeros(10, np.int64)
+    rooms = scratch(longest), unit, prefix, gram, marks, lowest, band, *seen
+    _rows(text, bounds, (mul, add, common, long, short), rooms, out, bands)
 
 
 SCANNED = np.dtype(

@@ -106,14 +106,13 @@ _HASH = np.uint64((1 << 52) - 1)
 
 
 def similarities(
-    texts: Sequence[bytes], pairs: NDArray[np.int64], common: Table
+    joined: bytes, bounds: NDArray[np.int64], pairs: NDArray[np.int64], common: Table
 ) -> NDArray[np.float64]:
     """[pairs, 2]: Jaccard similarity of two rows, and of their answers alone.
 
-    `texts` are prompt and answer of each row in turn, at most MOST_ROWS rows; grams are hashes of
-    52 bits. Common grams are left out of a row unless it has no others.
+    `joined` and `bounds` are at most MOST_ROWS rows as `join` puts them; grams are hashes of 52
+    bits. Common grams are left out of a row unless it has no others.
     """
-    joined, bounds = join(texts)
     whole, answer = (np.empty(2 * len(joined), np.uint64) for _ in range(2))
     places = _tagged(np.frombuffer(joined, np.uint8), bounds, common, whole, answer)
     whole[: places[-1, 0]].sort()

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainyard.data.characters import SCRIPTS
-from trainyard.data.duplicates import candidates, repeats
+from trainyard.data.duplicates import candidates, canonical_texts, occurring_again, repeats
 from trainyard.data.grams import contains, table_of
+from trainyard.data.leakage import asked_and_told
+from trainyard.data.rows import encode, in_file
 from trainyard.data.scan import Scanner, join
 from trainyard.data.shingles import distinct, distinct_grams, similarities, unit_hashes
 
@@ -32,7 +34,7 @@ def plain_jaccard(one: str, other: str) -> float:
 def similar(one: bytes, other: bytes, common: Any = NOTHING) -> float:
     """Of two answers without prompts."""
     pairs = np.array([[0, 1]])
-    return float(similarities([b"", one, b"", other], pairs, table_of(common))[0, 0])
+    return float(similarities(*join([b"", one, b"", other]), pairs, table_of(common))[0, 0])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_common_grams_are_left_out_unless_nothing_else_is_there() -> None:
 
 def test_prompts_and_answers_are_compared_apart() -> None:
     texts = [b"one two three four", b"five six seven eight", b"one two three four", b"other words"]
-    whole, answer = similarities(texts, np.array([[0, 1]]), table_of(NOTHING))[0]
+    whole, answer = similarities(*join(texts), np.array([[0, 1]]), table_of(NOTHING))[0]
     assert 0 < whole < 1
     assert answer == 0
 
@@ -112,8 +114,39 @@ def test_a_table_holds_what_it_was_made_of(values: set[int], other: int) -> None
 def test_a_pair_shares_a_band_and_comes_once() -> None:
     one = [b"the very same words in the very same order", b"something else again"]
     _, bands = scan(*one, one[0], one[0])
-    assert candidates([bands], np.arange(4)).tolist() == [[0, 2], [0, 3], [2, 3]]
-    assert candidates([bands], np.array([1, 3])).tolist() == []
+    assert candidates([bands], np.ones(4, bool)).tolist() == [[0, 2], [0, 3], [2, 3]]
+    assert candidates([bands], np.array([False, True, False, True])).tolist() == []
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=100), st.integers(0, 5))
+@settings(deadline=None)
+def test_whatever_occurs_again_is_found(values: list[int], twice: int) -> None:
+    keys = np.array([*values, *values[:twice]], np.uint64)
+    found = occurring_again(keys).tolist()
+    assert found == sorted({*found})
+    assert {i for i, key in enumerate(keys) if (keys == key).sum() > 1} <= {*found}
+
+
+TEXT = st.text(st.sampled_from('ab "\\/\n\t\x01\x7fé中😀\u2028'), max_size=30)
+
+
+@given(st.lists(st.tuples(TEXT, TEXT, st.integers(0, 3)), min_size=1, max_size=10))
+@settings(deadline=None)
+def test_canonical_lines_show_their_texts(rows: list[tuple[str, str, int]]) -> None:
+    lines, texts = [], []
+    for number, (asked, told, kind) in enumerate(rows):
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+        if kind == 1:
+            turns = [{"role": "system", "content": '","source":{"'}, *turns]
+        body = {"kind": "sft", "messages": turns}
+        if kind == 2:
+            body = {"kind": "pretrain", "text": told}
+        meta = {"note": ',"source":{'} if kind == 3 else {}
+        lines.append(in_file("a.jsonl")(*encode(body), number, meta).rstrip(b"\n"))
+        texts += [text.encode() for text in asked_and_told(body)]
+    joined, bounds = canonical_texts(lines)
+    assert joined == join(texts)[0]
+    assert bounds.tolist() == join(texts)[1].tolist()
 
 
 def test_a_repeat_names_the_first_row_like_it() -> None:
