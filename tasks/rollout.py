@@ -38,7 +38,7 @@ def roll_out(
     job: Job, registered: Registered, where: Environment, pausing: Pausing = _unannounced
 ) -> rollout.Served:
     """Run every step to its end; Refused when the version was sent back to the champion."""
-    controlled = rollout.begin(job, registered, where)
+    controlled = rollout.begin(job, registered, where, by=str(flow_run.id or ""))
     take_steps(job.recipe.deploy, controlled, pausing)
     served = rollout.end(job, registered, controlled, WHO, where)
     create_table_artifact(
@@ -65,7 +65,7 @@ def take_steps(spec: DeploySpec, controlled: Rollout, pausing: Pausing = _unanno
 
 def _wait_for_yes(spec: DeploySpec, controlled: Rollout, question: str) -> None:
     """Return when a person has answered. Not a task: only a flow can suspend its run."""
-    controlled.park()
+    controlled.park(str(flow_run.id or ""))
     if deployment.id is None or flow_run.parent_flow_run_id is not None:
         raise Waiting(f"{question}; {controlled.how_to_answer}, then repeat this")
     named, problem = spec.approval, ""

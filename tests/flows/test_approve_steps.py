@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
+from prefect.runtime import flow_run
 
 from tasks.rollout import take_steps
 from tests.unit.rollout.test_steps import ASKED, NEW, OLD, SPEC, World
@@ -32,7 +33,7 @@ def pausing(question: str) -> Iterator[None]:
 @flow
 def roll_out(world: str) -> str:
     """What a release does once its version is registered."""
-    controlled = rollout.begin(WORLDS[world], NEW, spec=NAMED)
+    controlled = rollout.begin(WORLDS[world], NEW, spec=NAMED, by=str(flow_run.id))
     take_steps(NAMED, controlled, pausing)
     return controlled.state.phase
 
@@ -102,6 +103,25 @@ def test_a_no_ends_the_rollout(world: World, client: SyncPrefectClient) -> None:
     assert state is not None
     assert (state.phase, state.reason) == ("aborted", "asked for: Ann: not on a Friday")
     assert world.serves() == OLD.digest
+
+
+def test_an_answer_to_what_was_ended_meanwhile_begins_nothing(
+    world: World, client: SyncPrefectClient
+) -> None:
+    run, go_on = deployed(client, world)
+    assert go_on() == "Suspended"
+    state = Store(world.folder).state()
+    assert state is not None
+    rollout.Rollout(world, NAMED, state, ()).abort("asked for: on the command line")
+    before = world.calls
+    given = {"decision": "approve", "who": "Ann", "why": "10 % went well"}
+    client.resume_flow_run(run, run_input=given)
+    assert go_on() == "Failed"
+    said = client.read_flow_run(run).state
+    assert said is not None
+    assert "was ended meanwhile: asked for: on the command line" in str(said.message)
+    assert world.calls == before, "no engine was started, no weight was moved"
+    assert rollout.begin(world, NEW, spec=NAMED, by=str(run)).next_step == "start", "tried again"
 
 
 def test_without_a_deployment_the_next_command_is_said(world: World) -> None:

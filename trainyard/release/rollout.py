@@ -37,12 +37,14 @@ class Served(Frozen):
         return self.reason
 
 
-def begin(job: Job, registered: Registered, where: Environment = PRODUCTION) -> Rollout:
+def begin(
+    job: Job, registered: Registered, where: Environment = PRODUCTION, by: str = ""
+) -> Rollout:
     """Become the controller of this version's rollout.
 
     Raises Refused for a version that was altered, did not pass, or is not signed where it must be,
     and while another process controls a rollout. The same is proven before each rise of its weight.
-    Raises Waiting or Refused without the approval that the recipe asks for.
+    Raises Waiting or Refused without the approval that the recipe asks for. `by` is the flow run.
     """
     prove = partial(
         attestation.check,
@@ -63,7 +65,7 @@ def begin(job: Job, registered: Registered, where: Environment = PRODUCTION) -> 
         base=job.base().path.absolute(),
         probe=probe,
     )
-    controlled = rollout.begin(target, served, spec=spec, replay=list(replay(job)))
+    controlled = rollout.begin(target, served, spec=spec, replay=list(replay(job)), by=by)
     controlled.prove = prove
     judged = getattr(spec.strategy, "judged", None)
     if judged is not None:

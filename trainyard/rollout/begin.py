@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from trainyard.errors import Refused
 from trainyard.recipe.deploy import Ab, BlueGreen, Canary, DeploySpec, Evidence
 from trainyard.rollout.state import ACTIVE, ENDING, Placed, State, StepRecord, Store, lock, unlock
 from trainyard.rollout.steps import APPROVE, PROMOTE, SHADOW, SOAK, START, Rollout
@@ -20,11 +21,14 @@ def begin(
     *,
     spec: DeploySpec,
     replay: Sequence[Mapping[str, Any]] = (),
+    by: str = "",
 ) -> Rollout:
     """Become the controller of a rollout of `served`; take up the same one if it was cut short.
 
     A rollout of another version that its controller left behind is aborted first. Raises Refused
-    while another process controls one. `replay` are bodies of chat completions, without `model`.
+    while another process controls one, and to the flow run `by` once, when what it had asked a
+    person about was ended meanwhile: its answer opens nothing. `replay` are bodies of chat
+    completions, without `model`.
     """
     lock(target.folder)
     store = Store(target.folder)
@@ -37,6 +41,13 @@ def begin(
             return again
         Rollout(target, spec, old, replay).abort(old.reason or f"left behind for {served.model}")
         lock(target.folder)
+    if old is not None and by and old.asked_by == by and old.candidate.version == served:
+        store.save(old.model_copy(update={"asked_by": ""}))
+        unlock(target.folder)
+        raise Refused(
+            f"the rollout of {served.model} that waited for this answer was ended meanwhile: "
+            f"{old.reason}; run the release again to begin another one"
+        )
     store.forget_command()
     state = store.save(_first_state(target, store, served, spec))
     rollout = Rollout(target, spec, state, replay)

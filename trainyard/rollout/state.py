@@ -98,6 +98,9 @@ class State(Frozen):
     """Records of the gateway's run `boot` below this number are in the evidence."""
 
     reason: str = ""
+    asked_by: str = ""
+    """Flow run that is suspended until a person answers; empty once there is an answer."""
+
     hurried: str | None = None
     """Why a person asked to promote without further evidence."""
 

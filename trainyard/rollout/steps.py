@@ -294,15 +294,16 @@ class Rollout:
 
     # what people say
 
-    def park(self) -> None:
+    def park(self, by: str = "") -> None:
         """Let go of the rollout until a person has answered: the champion serves everybody.
 
         An answer may take days. Nobody would watch the candidate meanwhile, so no user gets it and
-        no lease runs; both engines stay up, and the evidence is kept.
+        no lease runs; both engines stay up, and the evidence is kept. `by` is the flow run that is
+        suspended for it.
         """
         champion = self.state.champion
         assert champion is not None
-        self._save(phase="waiting", weight=0.0)
+        self._save(phase="waiting", weight=0.0, asked_by=by)
         self.target.set_weights({champion.slot: 100}, champion.slot)
         unlock(self.target.folder)
 
@@ -331,6 +332,7 @@ class Rollout:
     def _approved(self, name: str, began: float) -> StepRecord:
         found = self._answer(name)
         assert found is not None
+        self._save(asked_by="")
         if found.verb == "abort":
             self._store.forget_command()
             raise Aborted(f"asked for: {found.why}")
