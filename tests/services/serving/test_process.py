@@ -148,10 +148,10 @@ def test_a_client_that_hangs_up_frees_its_place(small: Running) -> None:
     with httpx.Client(base_url=small.url, timeout=60, trust_env=False) as client:
         with streaming(small.url, **LONG):
             assert wait_for(lambda: metric(client, "vllm:num_requests_running") == 1)
-        assert wait_for(lambda: metric(client, "vllm:num_requests_running") == 0, 5)
+        assert wait_for(lambda: metric(client, "vllm:num_requests_running") == 0, 60)
         with streaming_later(small.url):
             assert wait_for(lambda: metric(client, "vllm:num_requests_running") == 1)
-        assert wait_for(lambda: metric(client, "vllm:num_requests_running") == 0, 5)
+        assert wait_for(lambda: metric(client, "vllm:num_requests_running") == 0, 60)
         ended = client.get("/metrics").text
         assert 'finished_reason="abort",model_name="base"} 2.0' in ended
 
@@ -187,7 +187,7 @@ time.sleep(60)
         assert parent.stdout is not None
         started = process.ProcessRecord.model_validate_json(parent.stdout.readline())
         parent.kill()
-    assert wait_for(lambda: not process.is_alive(started), 10)
+    assert wait_for(lambda: not process.is_alive(started), 60)
 
 
 def test_a_port_that_is_taken_is_an_input_error(tmp_path: Path) -> None:
