@@ -119,7 +119,7 @@ class Feedback:
         self._proxy = proxy
         self._path = proxy.config.folder / "feedback.jsonl"
 
-    async def take(self, request: web.Request) -> web.Response:
+    async def take(self, request: web.BaseRequest) -> web.Response:
         if not self._proxy.admits(request.headers):
             return problem(401, NO_KEY)
         try:

@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -92,7 +93,8 @@ class Proxy:
         self._copies: set[asyncio.Task[None]] = set()
         self._keys = frozenset(config.api_keys)
 
-    async def running(self, _app: web.Application) -> AsyncIterator[None]:
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
         self._client = Client(
             connect_s=self.config.connect_timeout_s, idle_s=self.config.idle_timeout_s
         )
@@ -112,7 +114,7 @@ class Proxy:
             self.journal.metrics.show(settled)
         return self.routes
 
-    async def complete(self, request: web.Request) -> web.StreamResponse:
+    async def complete(self, request: web.BaseRequest) -> web.StreamResponse:
         metrics = self.journal.metrics
         if self.inflight >= self.config.max_inflight:
             metrics.shed.inc()
@@ -130,7 +132,7 @@ class Proxy:
         finally:
             self.inflight -= 1
 
-    async def _read(self, request: web.Request) -> Call | web.Response:
+    async def _read(self, request: web.BaseRequest) -> Call | web.Response:
         if not self.admits(request.headers):
             return problem(401, NO_KEY)
         limit = int(self.config.max_body_mib * 2**20)
@@ -158,7 +160,7 @@ class Proxy:
             return problem(404, f"model {model!r} is not here; this is {self.config.name!r}")
         return self._call(request, body)
 
-    def _call(self, request: web.Request, body: dict[str, Any]) -> Call | web.Response:
+    def _call(self, request: web.BaseRequest, body: dict[str, Any]) -> Call | web.Response:
         headers = request.headers
         forced = headers.get(VARIANT)
         if forced not in (None, "champion", "canary"):
@@ -206,7 +208,7 @@ class Proxy:
         """Whose request it is, by the API key that the gateway asks for."""
         return call.headers.get(hdrs.AUTHORIZATION) if self._keys else None
 
-    async def _answer(self, request: web.Request, call: Call) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         routes = self.current()
         role = self._pick(call, routes)
         if role == "champion" and call.source == "live":
@@ -233,7 +235,7 @@ class Proxy:
         return problem(503, why, **{"Retry-After": "1", REQUEST_ID: call.request_id})
 
     async def _try(
-        self, request: web.Request, call: Call, attempt: Attempt, *, last: bool
+        self, request: web.BaseRequest, call: Call, attempt: Attempt, *, last: bool
     ) -> web.StreamResponse:
         """Ask one variant. Raises EngineFailed as long as another may still answer."""
         try:
@@ -317,7 +319,7 @@ class Proxy:
         return web.Response(status=engine.status, body=body, headers=headers)
 
     async def _stream(
-        self, request: web.Request, call: Call, attempt: Attempt, engine: Post
+        self, request: web.BaseRequest, call: Call, attempt: Attempt, engine: Post
     ) -> web.StreamResponse:
         """Pass events on as they come; the client's first byte waits for the engine's."""
         chunks = engine.content.iter_any()
@@ -352,7 +354,9 @@ class Proxy:
         await out.write_eof()
         return out
 
-    async def _break_off(self, request: web.Request, out: web.StreamResponse, message: str) -> None:
+    async def _break_off(
+        self, request: web.BaseRequest, out: web.StreamResponse, message: str
+    ) -> None:
         """End a half-told stream so that no client takes it for a whole one."""
         error = {"error": {"message": message, "type": "server_error", "code": 502}}
         try:
