@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.services.gateway.test_gateway import certificate
+from tests.services.gateway.conftest import certificate
 from tests.services.rollout.stubs import QUICK, REPLAY, ask, version
 from tests.services.rollout.test_local import SPEC, local_target, serving
 from trainyard import cli, rollout
