@@ -86,7 +86,10 @@ def release(
 def release_stages(run: Run, job: Job, where: Environment, dry_run: bool) -> None:
     """The stages in their order. The first one that says no ends the release."""
     with run.stage("plan") as stage:
-        stage.came_to(plan.make(job, where))
+        planned = plan.make(job, where)
+        stage.came_to(planned)
+        if not dry_run:
+            report.reserve(job, planned)
     if dry_run:
         return
     with run.stage("data") as stage:

@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.policy import keeps_secrets
 from trainyard import cost, report
+from trainyard.plan import Plan
 from trainyard.release.job import Job
 from trainyard.run import Run
 
@@ -19,6 +20,11 @@ def book(job: Job, run: Run) -> None:
         cost.book(job, run.summary)
     except Exception as error:  # a release never fails for its accounts
         logging.getLogger("trainyard.cost").warning("cost: %s: %s", type(error).__name__, error)
+
+
+def reserve(job: Job, plan: Plan) -> None:
+    """Set aside what the plan says. Raises Refused when others have so much set aside already."""
+    cost.reserve(job, plan.cost if plan.spends else None, datetime.now(UTC))
 
 
 def check_budget(job: Job, run: Run) -> None:

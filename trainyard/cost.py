@@ -1,10 +1,11 @@
 """What releases cost: estimated before, measured after, capped on the way, written in a book.
 
-The book, `<home>/costs.jsonl`, has a line per run that ended, also of those that failed. A run
-whose process was killed is not in it.
+The book, `<home>/costs.jsonl`, has a line per run that ended, also of those that failed. A run that
+was killed gets its line when the next one begins, or at the next sweep.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import Field, NonNegativeFloat
 
-from trainyard import files
+from trainyard import files, reservations
 from trainyard.errors import Refused
 from trainyard.recipe import Recipe
 from trainyard.recipe.base import Frozen
@@ -21,7 +22,10 @@ from trainyard.recipe.evaluate import PairwiseSuite, RubricSuite
 from trainyard.recipe.load import load
 from trainyard.recipe.resources import Card
 from trainyard.release.job import Job
-from trainyard.run import StageSummary, Summary
+from trainyard.reservations import Reservation
+from trainyard.run import WORKING, StageSummary, Summary
+
+logger = logging.getLogger(__name__)
 
 PRICES = Path("deployments/prices.yaml")
 FILE = "cost.json"
@@ -143,10 +147,12 @@ def gpu_hours(recipe: Recipe, train_s: float | None, evaluate_s: float | None) -
     return (need.training_gpus * (train_s or 0) + need.gpus * (evaluate_s or 0)) / 3600
 
 
-def over(recipe: Recipe, home: Path, amount: float | None, now: datetime) -> str | None:
-    """Say which budget `amount` more would break; None where it breaks none."""
+def over(
+    recipe: Recipe, home: Path, amount: float | None, now: datetime, run_id: str = ""
+) -> str | None:
+    """Say which budget `amount` more of the run would break; None where it breaks none."""
     prices = read_prices()
-    caps = _caps(recipe, home, prices, now)
+    caps = _caps(recipe, home, prices, now, run_id)
     if not caps:
         return None
     if amount is None:
@@ -156,7 +162,7 @@ def over(recipe: Recipe, home: Path, amount: float | None, now: datetime) -> str
         )
     for name, cap, spent in caps:
         if spent + amount > cap:
-            already = f", {spent:.2f} of it spent" if spent else ""
+            already = f", {spent:.2f} of it spent or reserved by runs that go on" if spent else ""
             return (
                 f"this run would cost about {amount:.2f} {prices.currency} and {name} is "
                 f"{cap:g}{already}: raise it, or make the run smaller"
@@ -168,7 +174,8 @@ def affordable_s(job: Job, now: datetime) -> float | None:
     """Seconds of training that the budgets pay for; None without budget, GPU or price."""
     prices = read_prices()
     price, gpus = gpu_price(job.recipe, prices), job.recipe.resources.training_gpus
-    left = [max(cap - spent, 0.0) for _, cap, spent in _caps(job.recipe, job.home, prices, now)]
+    caps = _caps(job.recipe, job.home, prices, now, job.run_id)
+    left = [max(cap - spent, 0.0) for _, cap, spent in caps]
     if not left or not price or not gpus:
         return None
     return min(left) / (price * gpus) * 3600
@@ -177,8 +184,34 @@ def affordable_s(job: Job, now: datetime) -> float | None:
 def check(job: Job, summary: Summary, now: datetime) -> None:
     """Raises Refused when a run has come to cost more than a budget has left."""
     spent = measured(job, summary, now).amount
-    if spent and (why := over(job.recipe, job.home, spent, now)):
+    if spent and (why := over(job.recipe, job.home, spent, now, job.run_id)):
         raise Refused(f"budget: {why}; what is finished is kept")
+
+
+def reserve(job: Job, amount: float | None, now: datetime) -> None:
+    """Set aside what the run is going to cost: what `over` allows two runs, it allows one of them.
+
+    Raises Refused when there is not so much left.
+    """
+    settle(job.home)
+    with _book_lock(job.home):
+        if amount and (why := over(job.recipe, job.home, amount, now, job.run_id)):
+            raise Refused(f"budget: {why}")
+        mine = Reservation(run_id=job.run_id, recipe=job.recipe.name, amount=amount or 0.0)
+        reservations.make(job.folder, mine)
+
+
+def settle(home: Path) -> list[Entry]:
+    """Write the runs that were killed into the book, each once, and return their lines."""
+    found = []
+    with _book_lock(home):
+        for folder, alive in reservations.of_the_killed(home):
+            try:
+                found += _write(home, _of_killed(home, folder, alive))
+            except (OSError, ValueError, KeyError) as error:
+                logger.warning("%s was killed, and what it cost is not known: %s", folder, error)
+            reservations.drop(folder)
+    return found
 
 
 def measured(job: Job, summary: Summary, now: datetime) -> Entry:
@@ -213,11 +246,39 @@ def measured(job: Job, summary: Summary, now: datetime) -> Entry:
 def book(job: Job, summary: Summary) -> Entry:
     """Write what an ended run cost, in its folder and at the end of the book."""
     entry = measured(job, summary, datetime.now(UTC))
-    files.write_json(job.folder / FILE, entry.model_dump(mode="json"))
-    path = job.home / BOOK
-    with FileLock(path.with_suffix(".lock")), path.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(entry.model_dump(mode="json")) + "\n")
+    with _book_lock(job.home):
+        _write(job.home, entry)
+        reservations.drop(job.folder)
     return entry
+
+
+def _book_lock(home: Path) -> FileLock:
+    return FileLock((home / BOOK).with_suffix(".lock"))
+
+
+def _write(home: Path, entry: Entry) -> list[Entry]:
+    """Write it, unless the run is in the book already."""
+    if any(known.run_id == entry.run_id for known in entries(home, entry.recipe)):
+        return []
+    files.write_json(home / "runs" / entry.run_id / FILE, entry.model_dump(mode="json"))
+    with (home / BOOK).open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(entry.model_dump(mode="json")) + "\n")
+    return [entry]
+
+
+def _of_killed(home: Path, folder: Path, alive: float) -> Entry:
+    """What it had cost when it was last `alive` (Unix time): its last stage ended then."""
+    summary = Summary.model_validate(files.read_json(folder / "summary.json"))
+    recipe = Recipe.model_validate(files.read_json(folder / "recipe.json"))
+    if summary.stages and (last := summary.stages[-1]).seconds is None:
+        events = map(json.loads, (folder / "events.jsonl").read_text(encoding="utf-8").splitlines())
+        begin = [e["time"] for e in events if (e["stage"], e["event"]) == (last.name, "started")]
+        last.seconds = max(alive - datetime.fromisoformat(begin[-1]).timestamp(), 0.0)
+        mark = folder / WORKING / last.name
+        worked = alive - mark.stat().st_mtime if mark.exists() else 0.0
+        last.queue_s = min(max(last.seconds - worked, 0.0), last.seconds)
+    job = Job(recipe=recipe, recipe_path=summary.recipe_path, run_id=folder.name, home=home)
+    return measured(job, summary, datetime.fromtimestamp(alive, UTC))
 
 
 def entries(home: Path, recipe: str | None = None) -> list[Entry]:
@@ -263,18 +324,21 @@ def month_words(home: Path, now: datetime) -> str | None:
 
 
 def _caps(
-    recipe: Recipe, home: Path, prices: Prices, now: datetime
+    recipe: Recipe, home: Path, prices: Prices, now: datetime, run_id: str
 ) -> list[tuple[str, float, float]]:
-    """Each limit by name, with what is spent of it."""
+    """Each limit by name, with what is spent of it, or set aside by other runs."""
     found: list[tuple[str, float, float]] = []
+    aside = reservations.others(home, run_id)
     if recipe.budget.per_run is not None:
         found.append(("budget.per_run", recipe.budget.per_run, 0.0))
     if recipe.budget.per_month is not None:
         mine = _of_month(entries(home, recipe.name), now)
         spent = sum(entry.amount or 0 for entry in mine)
+        spent += sum(other.amount for other in aside if other.recipe == recipe.name)
         found.append(("budget.per_month", recipe.budget.per_month, spent))
     if prices.per_month is not None:
         spent = sum(entry.amount or 0 for entry in _of_month(entries(home), now))
+        spent += sum(other.amount for other in aside)
         found.append((f"per_month of {PRICES}", prices.per_month, spent))
     return found
 

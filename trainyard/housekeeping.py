@@ -14,7 +14,17 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from trainyard import files, inputs, process, registration, retention, storage, version, versions
+from trainyard import (
+    cost,
+    files,
+    inputs,
+    process,
+    registration,
+    retention,
+    storage,
+    version,
+    versions,
+)
 from trainyard.environment import homes
 from trainyard.errors import NotFound, TrainyardError
 from trainyard.recipe.base import Frozen
@@ -76,6 +86,7 @@ def sweep(home: Path, *, days: float = 30, delete: bool = False) -> Swept:
     cannot be deleted is said and left. Raises Unavailable, before anything is deleted, while a
     registry or an archive is away.
     """
+    cost.settle(home)
     places = list(_places(home))
     items = {name: item for place in places for name, item in place.items.items()}
     at = {name: place for place in places for name in place.items}

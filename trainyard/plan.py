@@ -1,6 +1,6 @@
 """What a release would do, skip, need and cost: before any of it, offline, without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -69,6 +69,11 @@ class Plan(Frozen):
         return False
 
     @property
+    def spends(self) -> bool:
+        """Whether anything that has a price runs."""
+        return _spends(self.stages)
+
+    @property
     def words(self) -> str:
         runs = [stage.name for stage in self.stages if stage.action == "run"]
         skips = [stage.name for stage in self.stages if stage.action == "skip"]
@@ -106,7 +111,6 @@ def make(
     stages = _stages(job, checked, champion)
     sizes = {name: suite.n for name, suite in held.items()}
     amount = cost.estimate(job.recipe, job.home, training_s, sizes, cost.read_prices())
-    spends = any(s.action == "run" and s.name in ("train", "evaluate") for s in stages)
     now = datetime.now(UTC)
     off = cost.error_words(cost.entries(job.home, job.recipe.name))
     return Plan(
@@ -117,12 +121,16 @@ def make(
         time_s=None if training_s is None else round(training_s, 1),
         gpu_hours=round(needed.budget.gpu_hours, 3) if needed.budget else None,
         cost=amount or None,
-        over_budget=cost.over(job.recipe, job.home, amount, now) if spends else None,
+        over_budget=cost.over(job.recipe, job.home, amount, now) if _spends(stages) else None,
         gates=gates,
         problems=[*problems, *needed.problems, *(why for why in (tree, few, unfit) if why)],
         notes=[*notes, *needed.notes, *_rollout_notes(job.recipe), *([off] if off else [])],
         changes=[c.words for c in changes.between(against, job.recipe)] if against else [],
     )
+
+
+def _spends(stages: Sequence[PlanStage]) -> bool:
+    return any(s.action == "run" and s.name in ("train", "evaluate") for s in stages)
 
 
 def _too_few_nodes(recipe: Recipe, where: Environment | None, notes: list[str]) -> str | None:

@@ -1,11 +1,15 @@
 import json
+import os
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trainyard import cost, files
+from trainyard import cost, files, reservations
 from trainyard.cost import Entry, Prices, TokenPrice
 from trainyard.errors import InputError, Refused
 from trainyard.recipe import Recipe, read_recipe
@@ -133,6 +137,7 @@ def test_the_book_has_every_run_and_says_how_far_plans_were_off(tmp_path: Path) 
     )
     with (tmp_path / cost.BOOK).open("a") as book:
         book.write('{"cut": ')
+    run = job(tmp_path, recipe(), "r2")
     files.write_json(run.folder / "plan.json", {"time_s": 600.0, "cost": 2.5})
     with (tmp_path / cost.BOOK).open("a") as book:
         book.write("\n")
@@ -176,3 +181,80 @@ def test_training_gets_the_seconds_that_are_paid_for(tmp_path: Path) -> None:
     assert cost.affordable_s(both, NOW) == pytest.approx(3600)
     spend(tmp_path, 97)
     assert cost.affordable_s(both, NOW) == pytest.approx(1800)
+
+
+RESERVE = """
+import signal, sys, time
+from datetime import UTC, datetime
+from pathlib import Path
+from trainyard import cost
+from trainyard.errors import Refused
+from trainyard.recipe import Recipe
+from trainyard.release.job import Job
+from trainyard.run import Run, working
+
+home, recipe = Path(sys.argv[1]), Recipe.model_validate_json(sys.argv[2])
+with Run.opened(home, recipe.name, "r.yaml") as run:
+    (run.folder / "recipe.json").write_text(sys.argv[2])
+    job = Job(recipe=recipe, recipe_path="r.yaml", run_id=run.summary.run_id, home=home)
+    try:
+        cost.reserve(job, 40.0, datetime.now(UTC))
+    except Refused as error:
+        sys.exit(print("refused", error))
+    with run.stage("train"):
+        working(run.folder, "train")
+        print("reserved", flush=True)
+        time.sleep(600)
+"""
+
+
+def releases(home: Path, found: Recipe, count: int) -> "list[subprocess.Popen[str]]":
+    command = [sys.executable, "-c", RESERVE, str(home), found.model_dump_json()]
+    return [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+
+
+def test_releases_at_once_do_not_pass_a_cap_together_and_the_killed_are_booked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monthly = recipe(budget__per_month=100.0, register__allow_dirty=True)
+    started = releases(tmp_path, monthly, 3)
+    try:
+        said = [process.stdout.readline() for process in started if process.stdout]
+        assert sorted(line.split()[0] for line in said) == ["refused", "reserved", "reserved"]
+        (refused,) = (line for line in said if line.startswith("refused"))
+        assert "budget.per_month is 100, 80.00 of it spent or reserved by runs" in refused
+        assert "spent or reserved" in (cost.over(monthly, tmp_path, 30, datetime.now(UTC)) or "")
+        assert cost.settle(tmp_path) == []  # they go on
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+    # an hour of work before they died, as their marks and their last touch say
+    for held in tmp_path.glob("runs/*/reserved.json"):
+        begin = time.time() - 3600
+        os.utime(held.parent / "working/train", (begin, begin))
+        events = (held.parent / "events.jsonl").read_text()
+        was = json.loads(events.splitlines()[-1])["time"]
+        early = datetime.fromtimestamp(begin - 600, UTC).isoformat(timespec="milliseconds")
+        (held.parent / "events.jsonl").write_text(events.replace(was, early))
+    booked = cost.settle(tmp_path)
+    assert [entry.amount for entry in booked] == [pytest.approx(2 * 3.0, rel=0.01)] * 2
+    assert booked[0].queue_s == pytest.approx(600, abs=15)
+    assert cost.settle(tmp_path) == []
+    assert cost.entries(tmp_path) == booked
+    assert reservations.others(tmp_path, "") == []
+    assert cost.over(monthly, tmp_path, 80, datetime.now(UTC)) is None
+
+
+def test_a_run_that_ends_gives_back_what_it_set_aside(tmp_path: Path) -> None:
+    run = job(tmp_path, recipe(budget__per_month=100.0))
+    run.folder.mkdir(parents=True)
+    cost.reserve(run, 60.0, NOW)
+    with pytest.raises(Refused, match=r"60\.00 of it spent or reserved"):
+        cost.reserve(job(tmp_path, run.recipe, "r2"), 60.0, NOW)
+    cost.check(run, summary(stage("train", 3600)), NOW)  # its own is not counted twice
+    assert cost.book(run, summary(stage("train", 3600))).amount == 6
+    cost.book(run, summary(stage("train", 3600)))
+    assert len(cost.entries(tmp_path)) == 1
+    assert reservations.others(tmp_path, "") == []
