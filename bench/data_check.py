@@ -3,9 +3,14 @@
 `python -m bench.data_check --rows 10000 100000` writes seeded Alpaca rows with a truth per line,
 checks them in a process of its own, and compares. The goals are set on `prose`: 760 bytes a row,
 words drawn from real English text with its punctuation. `letters` are 900 bytes of made-up words,
-which a parser copies at once. CPU is compared with parsing the same lines with orjson right before
-and after, so that the figure means the same on any machine: of the whole process, and (warm) of a
-second check in one process, without its start and imports.
+which a parser copies at once. CPU is compared with parsing the same lines with orjson, so that the
+figure means the same on any machine: of the whole process, and (warm) of a second check in one
+process, without its start and imports.
+
+A machine's speed changes from second to second, so the lines are parsed `PARSES` times, half of
+them right before the check and half right after: the ratio is to the median of all parses, and the
+spread is the ratio to the slowest and to the fastest. `--repeat` checks so often, with parses around
+each; what is said is then of the check with the median ratio (of an even number, the higher one).
 """
 
 import argparse
@@ -16,6 +21,7 @@ import platform
 import random
 import re
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +36,7 @@ import orjson
 import psutil
 
 TEXTS = ("prose", "letters")
+PARSES = 6
 RATES = {
     "exact_duplicate": 0.02,
     "near_duplicate": 0.026,
@@ -232,7 +239,7 @@ def make_base(work: Path, rows: Path) -> Path:
 
 
 def parse_cpu(file: Path) -> float:
-    """CPU seconds to parse every line with orjson; what does not parse is skipped."""
+    """CPU seconds to parse every line once with orjson; what does not parse is skipped."""
     before = time.process_time()
     with file.open("rb") as opened:
         for line in opened:
@@ -285,6 +292,14 @@ def measure(folder: Path, base: str, way: str = "") -> dict[str, float]:
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     memory = {"rss_gib": peak / 2**30, "largest_gib": largest / 2**30}
     return {"cpu_s": cpu, "wall_s": seconds, **memory, **json.loads(output)}
+
+
+def between_parses(folder: Path, base: str, way: str = "") -> tuple[dict[str, float], list[float]]:
+    """What `measure` measures, and the CPU seconds of each parse around it."""
+    file = folder / "rows.jsonl"
+    before = [parse_cpu(file) for _ in range(PARSES // 2)]
+    found = measure(folder, base, way)
+    return found, [*before, *(parse_cpu(file) for _ in range(PARSES - len(before)))]
 
 
 def resident(tree: psutil.Process) -> list[int]:
@@ -358,6 +373,7 @@ def main() -> None:
     )
     parser.add_argument("--base", default="", help="model folder: count tokens exactly, too")
     parser.add_argument("--tokens", action="store_true", help="the same, with a BPE made here")
+    parser.add_argument("--repeat", type=int, default=1, help="checks of each size")
     options = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
@@ -365,7 +381,7 @@ def main() -> None:
     )
     print(
         f"{'rows':>9} {'text':>7} {'MB':>6} {'CPU s':>7} {'wall s':>7} {'parse s':>8} {'ratio':>6} "
-        f"{'warm':>6} {'rows/CPU-s':>11} {'RSS GiB':>8} {'largest':>8} "
+        f"{'spread':>11} {'warm':>6} {'rows/CPU-s':>11} {'RSS GiB':>8} {'largest':>8} "
         f"{'planted':>8} {'missed':>7} {'wrong':>6}"
     )
     results = [one(options, text, rows) for text in options.text for rows in options.rows]
@@ -376,7 +392,8 @@ def main() -> None:
         steps = last["rows"] / of_goal[-2]["rows"]
         growth = round(last["cpu_s"] / of_goal[-2]["cpu_s"] * 10 / steps, 2)
     print(json.dumps({
-        "ratio_to_parse": last["ratio"], "rows_per_cpu_s": last["rows_per_cpu_s"],
+        "ratio_to_parse": last["ratio"], "ratio_spread": last["ratio_spread"],
+        "rows_per_cpu_s": last["rows_per_cpu_s"],
         "growth": growth, "rss_gib": last["rss_gib"],
         "missed": sum(r["missed"] for r in results),
         "false_positives": sum(r["wrong"] for r in results),
@@ -392,20 +409,26 @@ def one(options: argparse.Namespace, text: str, rows: int) -> dict[str, Any]:
     base = options.base
     if options.tokens and not base:
         base = str(make_base(options.work / text, file))
-    before = parse_cpu(file)
-    found = measure(folder, base)
-    parse = (before + parse_cpu(file)) / 2
+    measured = [between_parses(folder, base) for _ in range(options.repeat)]
+    measured.sort(key=lambda pair: pair[0]["cpu_s"] / statistics.median(pair[1]))
+    found, parses = measured[len(measured) // 2]
+    parse = statistics.median(parses)
+    lowest, highest = (round(found["cpu_s"] / end, 1) for end in (max(parses), min(parses)))
     planted, missed, wrong = compare(folder)
     warm = None
     if rows <= 100_000:
-        warm = round(measure(folder, base, "warm")["check_s"] / parse_cpu(file), 1)
+        again, around = between_parses(folder, base, "warm")
+        warm = round(again["check_s"] / statistics.median(around), 1)
     result = {
         "rows": rows,
         "text": text,
         "cpu_s": round(found["cpu_s"], 2),
         "parse_s": round(parse, 3),
         "wall_s": round(found["wall_s"], 2),
+        "parses_s": [round(seconds, 3) for seconds in parses],
         "ratio": round(found["cpu_s"] / parse, 1),
+        "ratio_spread": [lowest, highest],
+        "ratios": [round(f["cpu_s"] / statistics.median(p), 1) for f, p in measured],
         "rows_per_cpu_s": round(rows / found["cpu_s"]),
         "ratio_warm": warm,
         "rss_gib": round(found["rss_gib"], 2),
@@ -416,7 +439,7 @@ def one(options: argparse.Namespace, text: str, rows: int) -> dict[str, Any]:
     }
     print(
         f"{rows:>9,} {text:>7} {file.stat().st_size / 1e6:>6.0f} {result['cpu_s']:>7} "
-        f"{result['wall_s']:>7} {parse:>8.2f} {result['ratio']:>6} {warm or '':>6} "
+        f"{result['wall_s']:>7} {parse:>8.2f} {result['ratio']:>6} {f'{lowest}-{highest}':>11} {warm or '':>6} "
         f"{result['rows_per_cpu_s']:>11,} {result['rss_gib']:>8} {result['largest_gib']:>8} "
         f"{planted.total():>8,} {missed.total():>7,} {wrong.total():>6,}"
     )
