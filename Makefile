@@ -7,7 +7,7 @@ PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check --constr
 AREAS := $(wildcard tests/services/*/)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test check unit flows services e2e drill up down ui pools schema clean
+.PHONY: help demo test check unit flows services e2e image drill up down ui pools schema clean
 
 help: ## list the verbs
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ services: $(VENV)/dev ## real servers, each skipped only with a printed reason
 
 e2e: $(VENV)/dev ## the quickstart, killed and rerun, canaried and rolled back
 	$(PY) -m pytest tests/e2e -q
+
+image: $(VENV)/dev ## build the Dockerfile's cpu target on a Debian made here, and run it: root, Docker, minutes
+	TRAINYARD_TEST_BASE_IMAGE=$${TRAINYARD_TEST_BASE_IMAGE:-debootstrap} $(PY) -m pytest tests/e2e/test_image.py -q
 
 drill: $(VENV)/dev ## roll out seven candidates, five of them bad, under live traffic
 	@$(PY) -m bench.drill

@@ -7,6 +7,8 @@ nothing is downloaded; the image of the Dockerfile is what this does not test.
 
 import io
 import os
+import shutil
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -39,6 +41,23 @@ def build(client: docker.DockerClient) -> str:
         repository, version = TAG.split(":")
         client.api.import_image_from_data(_root(), repository, version)
     return TAG
+
+
+def debian(folder: Path) -> str:
+    """Make a Debian with its Python 3.11, and with the certificate authorities of this machine."""
+    if os.geteuid() != 0 or shutil.which("debootstrap") is None:
+        pytest.skip("debootstrap, run by root, makes the base image: apt-get install debootstrap")
+    system, tag = folder / "debian", "trainyard-debian:bookworm"
+    packages = "--include=python3,python3-venv,ca-certificates"
+    made = ["debootstrap", "--variant=minbase", packages, "bookworm", str(system)]
+    subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+    known = Path("etc/ssl/certs/ca-certificates.crt")
+    shutil.copy(Path("/") / known, system / known)
+    with subprocess.Popen(
+        ["tar", "-C", str(system), "--one-file-system", "-c", "."], stdout=subprocess.PIPE
+    ) as packed:
+        subprocess.run(["docker", "import", "-", tag], stdin=packed.stdout, check=True)
+    return tag
 
 
 def _root() -> bytes:

@@ -1,7 +1,8 @@
-"""The Dockerfile, built and started: several GB and many minutes, so only where it is asked for."""
+"""`make image`: the Dockerfile, built and started. It takes minutes, so only where asked for."""
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -11,14 +12,22 @@ BASE = "TRAINYARD_TEST_BASE_IMAGE"
 EXTRAS = os.environ.get("TRAINYARD_TEST_EXTRAS", "docker kubernetes")
 
 
-@pytest.mark.timeout(3600)
-def test_the_image_is_built_and_runs_as_nobody_in_particular() -> None:
-    if BASE not in os.environ:
-        pytest.skip(f"set {BASE} to an image with Python 3.11 to 3.13 to build the Dockerfile")
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    asked = os.environ.get(BASE)
+    if asked is None:
+        pytest.skip(f"`make image` builds the Dockerfile; {BASE} may name an image with Python")
     containers.engine()
-    given = ("--build-arg", f"BASE={os.environ[BASE]}", "--build-arg", f"EXTRAS={EXTRAS}")
+    return containers.debian(tmp_path) if asked == "debootstrap" else asked
+
+
+@pytest.mark.timeout(3600)
+def test_the_image_is_built_and_runs_as_nobody_in_particular(base: str) -> None:
+    given = ("--build-arg", f"BASE={base}", "--build-arg", f"EXTRAS={EXTRAS}")
     docker("build", "--network", "host", "--target", "cpu", "--tag", "trainyard-test", *given, ".")
     assert "usage: trainyard" in docker("run", "--rm", "trainyard-test")
+    planned = ("python", "-m", "trainyard", "plan", "recipes/quickstart.yaml")
+    assert "can pass with" in docker("run", "--rm", "trainyard-test", *planned)
     assert docker("run", "--rm", "trainyard-test", "id", "-u").strip() == "10001"
     made = "import os; print(os.access('/run/lock/trainyard', os.W_OK))"
     assert docker("run", "--rm", "trainyard-test", "python", "-c", made).strip() == "True"
