@@ -9,8 +9,8 @@ process, without its start and imports.
 
 A machine's speed changes from second to second, so the lines are parsed `PARSES` times, half of
 them right before the check and half right after: the ratio is to the median of all parses, and the
-spread is the ratio to the slowest and to the fastest. `--repeat` checks so often, with parses around
-each; what is said is then of the check with the median ratio (of an even number, the higher one).
+spread is the ratio to the slowest and to the fastest. `--repeat` checks so often, with parses
+around each; what is said is then of the check with the median ratio (the higher one of two).
 """
 
 import argparse
@@ -437,10 +437,12 @@ def one(options: argparse.Namespace, text: str, rows: int) -> dict[str, Any]:
         "missed": missed.total(),
         "wrong": wrong.total(),
     }
+    spread = f"{lowest}-{highest}"
     print(
         f"{rows:>9,} {text:>7} {file.stat().st_size / 1e6:>6.0f} {result['cpu_s']:>7} "
-        f"{result['wall_s']:>7} {parse:>8.2f} {result['ratio']:>6} {f'{lowest}-{highest}':>11} {warm or '':>6} "
-        f"{result['rows_per_cpu_s']:>11,} {result['rss_gib']:>8} {result['largest_gib']:>8} "
+        f"{result['wall_s']:>7} {parse:>8.2f} {result['ratio']:>6} {spread:>11} "
+        f"{warm or '':>6} {result['rows_per_cpu_s']:>11,} "
+        f"{result['rss_gib']:>8} {result['largest_gib']:>8} "
         f"{planted.total():>8,} {missed.total():>7,} {wrong.total():>6,}"
     )
     for code in sorted({*planted, *wrong}):
