@@ -201,8 +201,9 @@ LEASE_S = 2.0
 CANARY = {
     "deploy.lease_s": LEASE_S,
     "deploy.approval": {"by": ["ada"]},
-    "deploy.strategy": {"kind": "canary", "steps": [20, 50], "min_requests": 8, "requests": 12,
-                        "margin": 0.2, "latency_tolerance": 50, "look_s": 0.4,
+    # without replay: what moves the weight is what the users below were answered
+    "deploy.strategy": {"kind": "canary", "steps": [40, 50], "min_requests": 8, "requests": 12,
+                        "margin": 0.2, "latency_tolerance": 50, "look_s": 0.4, "replay": False,
                         "approve_at": [50]},
 }  # fmt: skip
 
@@ -239,7 +240,7 @@ class Users:
     def _ask(self, stop: threading.Event) -> None:
         body = {"model": "stored", "messages": [{"role": "user", "content": "hi"}]}
         with httpx.Client(trust_env=False, timeout=60) as client:
-            while not stop.wait(0.05):
+            while not stop.wait(0.02):
                 before = self.routes.weight
                 answer = client.post(self.url, json=body)
                 self.codes[answer.status_code] += 1
@@ -267,13 +268,13 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def suspended_at_50(second: Path, users: Users) -> Deployed:
-    """A release whose canary has had 20 %, and that waits; nothing happens when a lease is over."""
+    """A release whose canary has had 40 %, and that waits; nothing happens when a lease is over."""
     wanted = {"recipe": str(second), "overrides": CANARY, "environment": "dev"}
     run = Deployed(release, wanted)
     assert run.go_on().name == "Suspended"
     state = Store(users.folder).state()
     assert state is not None
-    assert (state.phase, [r.step for r in state.done]) == ("waiting", ["start", "20 %"])
+    assert (state.phase, [r.step for r in state.done]) == ("waiting", ["start", "40 %"])
     asked = time.monotonic()
     users.seen.clear()
     until(lambda: time.monotonic() > asked + 1.5 * LEASE_S and len(users.seen) > 30)
