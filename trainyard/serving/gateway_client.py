@@ -4,6 +4,7 @@ A session prepares each request for redirects, cookies, proxies, and uploads in 
 none of which an engine has: that took longer than all that the gateway itself does for a request.
 """
 
+import asyncio
 from collections.abc import Mapping
 from functools import lru_cache
 from types import TracebackType
@@ -23,6 +24,7 @@ class Client:
 
     def __init__(self, *, connect_s: float, idle_s: float) -> None:
         """`connect_s` and `idle_s`: longest connecting, and longest silence afterwards."""
+        self.loop = asyncio.get_running_loop()
         self.connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=15)
         self.timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=idle_s)
         # only ever read: it tells the connector whom to connect to
@@ -39,27 +41,16 @@ class Post:
     the end of the body ends the connection, and with it the engine's work.
     """
 
-    __slots__ = (
-        "_body",
-        "_client",
-        "_connection",
-        "_headers",
-        "_url",
-        "content",
-        "headers",
-        "status",
-    )
-
     status: int
     headers: Mapping[str, str]
     content: aiohttp.StreamReader
+    _connection: Connection
 
     def __init__(self, client: Client, url: str, body: bytes, headers: Mapping[str, str]) -> None:
         self._client = client
         self._url = url
         self._body = body
         self._headers = headers
-        self._connection: Connection
 
     async def __aenter__(self) -> Self:
         client = self._client
@@ -82,7 +73,7 @@ class Post:
         headers[hdrs.HOST] = url.host_port_subcomponent or ""
         headers[hdrs.CONTENT_TYPE] = "application/json"
         headers[hdrs.CONTENT_LENGTH] = str(len(self._body))
-        writer = StreamWriter(protocol, self._client.connector._loop)
+        writer = StreamWriter(protocol, self._client.loop)
         await writer.write_headers(f"POST {url.raw_path_qs} HTTP/1.1", headers)
         # an engine may refuse a body that it has not read: nobody waits until it is sent
         await writer.write(self._body, drain=False)
