@@ -191,8 +191,8 @@ def lay_lines(
 
 
 @compiled
-def pick(content: Any, starts: Any, wanted: Any, out: Any) -> int:
-    """Copy the wanted rows, which begin at `starts`, to `out`; returns their size in bytes."""
+def _pick(content: Any, starts: Any, wanted: Any, out: Any) -> int:
+    content, out = lent(content), lent(out)
     at = row = 0
     while row < len(starts):
         first = row
@@ -202,3 +202,9 @@ def pick(content: Any, starts: Any, wanted: Any, out: Any) -> int:
             end = starts[row] if row < len(starts) else len(content)
             at = put(content[starts[first] : end], out, at)
     return at
+
+
+def pick(content: Bytes, starts: NDArray[np.int64], wanted: NDArray[np.bool_]) -> Bytes:
+    """The wanted ones of rows that begin at `starts`, one after the other."""
+    out = np.empty(len(content), np.uint8)
+    return out[: _pick(content, starts, wanted, out)]

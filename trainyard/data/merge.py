@@ -5,6 +5,7 @@ import itertools
 import os
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from trainyard.data.duplicates import (
 )
 from trainyard.data.job import BIT, CODES, FACTS, KINDS, Job
 from trainyard.data.lay import pick
+from trainyard.data.lines import PIECE
 from trainyard.files import read_json
 
 TRAIN, VAL, QUARANTINE = 0, 1, 2
@@ -224,22 +226,33 @@ def write_rows(merged: Merged, folder: Path) -> tuple[int, dict[str, str]]:
     fd = os.open(folder / "quarantine.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     opened = [(folder / f"{name}.jsonl").open("wb", buffering=WRITTEN) for name in SIDES[:2]]
     files = [place / "rows.jsonl" for place in merged.places]
-    memory = np.empty((2, max((file.stat().st_size for file in files), default=0)), np.uint8)
     with opened[TRAIN], opened[VAL], os.fdopen(fd, "wb") as bad:
         for number, file in enumerate(files):
             rows = merged.chunk_rows(number)
             with file.open("rb") as found:
-                content = memory[0, : found.readinto(memory[0].data)]
-            starts, sides = merged.facts["start"][rows], merged.side[rows]
-            for side in (TRAIN, VAL):
-                kept = memory[1, : pick(content, starts, sides == side, memory[1])]
-                spill(opened[side], kept)
-                digests[SIDES[side]].update(kept.data)
+                starts, sides = merged.facts["start"][rows], merged.side[rows]
+                for first, last, size in _pieces(starts, file.stat().st_size):
+                    content = np.frombuffer(found.read(size), np.uint8)
+                    at = starts[first:last] - starts[first]
+                    for side in (TRAIN, VAL):
+                        kept = pick(content, at, sides[first:last] == side)
+                        spill(opened[side], kept)
+                        digests[SIDES[side]].update(kept.data)
             lines = _quarantine_lines(merged, number)
             written += len(lines)
             bad.write(b"".join(lines))
             digests["quarantine"].update(b"".join(lines))
     return written, {f"{name}.jsonl": made.hexdigest() for name, made in digests.items()}
+
+
+def _pieces(starts: Rows, end: int) -> Iterator[tuple[int, int, int]]:
+    """First row, row after the last and bytes of pieces that stay in the cache."""
+    first = 0
+    while first < len(starts):
+        begin = int(starts[first])
+        last = int(np.searchsorted(starts, begin + PIECE))
+        yield first, last, (int(starts[last]) if last < len(starts) else end) - begin
+        first = last
 
 
 def _quarantine_lines(merged: Merged, number: int) -> list[bytes]:

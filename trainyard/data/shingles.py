@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.data.grams import Table, grams, prefixes, without
-from trainyard.data.kernels import compiled
+from trainyard.data.kernels import compiled, lent
 from trainyard.data.scan import join
 from trainyard.data.units import U64, scratch, units
 
@@ -44,6 +44,7 @@ def _tag(gram: Any, count: int, row: int, out: Any) -> int:
 @compiled
 def _tagged(text: Any, bounds: Any, common: Any, whole: Any, answer: Any) -> Any:
     """Shingles of rows and of their answers; [rows + 1, 2]: where those of each row begin."""
+    text, common, whole, answer = lent(text), lent(common), lent(whole), lent(answer)
     memory, unit, prefix, gram = _room(bounds)
     places = np.zeros((len(bounds) + 1, 2), np.int64)
     for r in range(len(bounds)):
