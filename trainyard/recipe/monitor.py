@@ -125,8 +125,9 @@ class MonitorSpec(Frozen):
     """A champion whose last answer is older is INCONCLUSIVE, never healthy."""
 
     burns: Literal["alert", "rollback"] = "rollback"
-    """What a burning error budget of `deploy.slo` leads to. An alert alone without a former champion,
-    and outside production: there a version is tried, and a person decides what its failure means."""
+    """What a burning error budget of `deploy.slo` leads to. An alert alone without a former
+    champion, and outside production: there a version is tried, and a person decides what its
+    failure means."""
 
     drift: DriftSpec | None = None
     """Whether users ask something else. None: not looked at."""
