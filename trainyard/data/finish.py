@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import trainyard
 from trainyard.data.characters import SCRIPTS
@@ -115,12 +116,20 @@ def _verdict(
 
 def _content(merged: Merged) -> str:
     """Digest that does not depend on the order of rows."""
-    sides = []
-    for side in (TRAIN, VAL):
-        ids = np.ascontiguousarray(merged.facts["id"][merged.side == side]).view("S16").ravel()
-        sides.append(hashlib.sha256(np.sort(ids).tobytes()).hexdigest())
+    ids = [merged.facts["id"][merged.side == side] for side in (TRAIN, VAL)]
+    sides = [hashlib.sha256(in_order(some).tobytes()).hexdigest() for some in ids]
     cut = merged.job.spec.over_length in ("truncate", "split")
     return digest_json([*sides, merged.job.max_seq_len if cut else None])
+
+
+def in_order(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """[n, 2] ids in the order of their bytes; sorting them as bytes takes four times as long."""
+    first, second = ids.view(">u8").astype(np.uint64).T
+    order = np.argsort(first)
+    ranked = first[order]
+    if (ranked[1:] == ranked[:-1]).any():
+        order = np.lexsort((second, first))
+    return ids[order]
 
 
 def _ordered(merged: Merged) -> str:

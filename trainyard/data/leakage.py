@@ -66,7 +66,9 @@ class Grams:
         """Sample -> share of its grams that are among `grams` (distinct)."""
         low = np.searchsorted(self.hashes, grams, "left")
         high = np.searchsorted(self.hashes, grams, "right")
-        found = [self.samples[a:b] for a, b in zip(low, high, strict=True) if b > a]
+        hits = np.flatnonzero(high > low)
+        places = zip(low[hits].tolist(), high[hits].tolist(), strict=True)
+        found = [self.samples[a:b] for a, b in places]
         if not found:
             return {}
         samples, counts = np.unique(np.concatenate(found), return_counts=True)

@@ -1,5 +1,6 @@
 """What a conversation must look like before its words are read."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ Finding = tuple[str, str]
 EMPTY = ("empty_output", "an assistant message is empty")
 ENDS = frozenset(".!?`}]")
 ENDING = np.isin(np.arange(256), [ord(c) for c in ENDS])
-BACKTICK = ord("`")
+FENCE = re.compile(rb"```")
 
 
 def refuse_unusable(body: Mapping[str, Any]) -> None:
@@ -67,8 +68,7 @@ def open_ended(text: bytes, bounds: NDArray[np.int64]) -> list[int]:
     """Rows, as `join` puts them, whose answer does not end like a sentence or holds code."""
     content = np.frombuffer(text, np.uint8)
     last = content[bounds[:, 2] - 1]  # of no answer, what stands before it
-    ticks = np.flatnonzero(content == BACKTICK)
-    fences = ticks[2:][ticks[2:] - ticks[:-2] == 2]
+    fences = np.array([found.start() for found in FENCE.finditer(text)], np.int64)
     coded = np.searchsorted(bounds[:, 2], fences, "right").tolist()
     return sorted({*np.flatnonzero(~ENDING[last]).tolist(), *coded})
 

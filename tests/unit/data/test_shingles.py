@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from trainyard.data.characters import SCRIPTS
 from trainyard.data.duplicates import candidates, canonical_texts, occurring_again, repeats
+from trainyard.data.finish import in_order
 from trainyard.data.grams import contains, table_of
 from trainyard.data.leakage import asked_and_told
 from trainyard.data.rows import encode, in_file
@@ -152,6 +153,12 @@ def test_canonical_lines_show_their_texts(rows: list[tuple[str, str, int]]) -> N
 def test_a_repeat_names_the_first_row_like_it() -> None:
     ids = np.array([[1, 1], [2, 2], [1, 1], [1, 3]], np.uint64)
     assert repeats(ids).tolist() == [-1, -1, 0, -1]
+
+
+@pytest.mark.parametrize("highest", [3, 2**63], ids=["equal halves", "any"])
+def test_ids_are_in_the_order_of_their_bytes(highest: int) -> None:
+    ids = np.random.default_rng(1).integers(0, highest, (100, 2)).astype(np.uint64)
+    assert [row.tobytes() for row in in_order(ids)] == sorted(row.tobytes() for row in ids)
 
 
 def test_distinct_is_sorted() -> None:
