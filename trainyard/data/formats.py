@@ -351,6 +351,16 @@ TEXTS = frozenset(
 """Columns that can only be text, in whatever format."""
 
 
+REFUSED = {
+    frozenset(["completions", "labels"]): "steps with a label each (stepwise) train a reward model,"
+    " which is not done here: name `format: prompt_only` to take the prompts alone",
+    frozenset(
+        ["segments"]
+    ): "segments with a label each (template-free) are not read: write them as messages",
+}
+"""Columns of formats that are known and not read, and what is said of them."""
+
+
 class Shapes:
     """Recognises rows of one source; remembers what it decided per set of columns."""
 
@@ -358,7 +368,7 @@ class Shapes:
         self, format: str = "auto", tags: Mapping[str, str | tuple[str, ...]] | None = None
     ) -> None:
         self.shapes = [s for s in SHAPES if format in ("auto", s.name)]
-        self.tags = Tags.named(tags or {})
+        self.tags, self.guess = Tags.named(tags or {}), format == "auto"
         self.known: dict[tuple[str, ...], tuple[Convert, tuple[str, ...], bool]] = {}
 
     def body(self, row: Row) -> tuple[Body, Row]:
@@ -384,6 +394,10 @@ class Shapes:
         """The one shape that fits these columns. Raises RowProblem naming two, or what lacks."""
         fitting = [s for s in self.shapes if s.needs <= columns]
         best = [s for s in fitting if not any(s.needs < other.needs for other in fitting)]
+        if self.guess and all(s.name == "prompt_only" for s in best):
+            for refused, why in REFUSED.items():
+                if refused <= columns:
+                    raise RowProblem("unknown_format", why)
         if len(best) > 1:
             best = [s for s in best if s.name != "prompt_only"]
         if len(best) == 1:

@@ -80,6 +80,8 @@ def test_each_known_shape_becomes_its_canonical_body(
         ({"instruction": "q"}, "missing_field", "output is missing"),
         ({"a": 1}, "unknown_format", "a"),
         ({}, "unknown_format", "none"),
+        ({"prompt": "q", "completions": ["a"], "labels": [True]}, "unknown_format", "stepwise"),
+        ({"segments": [{"label": True, "text": "a"}]}, "unknown_format", "template-free"),
         ({"messages": []}, "missing_field", "messages is empty"),
         ({"messages": [{"role": "boss", "content": ""}]}, "unknown_role", "boss"),
         ({"messages": [{"role": "user"}]}, "missing_field", r"messages\[0\] has no content"),
@@ -140,6 +142,13 @@ def test_a_draft_its_reflection_and_the_answer_are_learnt_together() -> None:
     told = Shapes().body(row)[0]["messages"][1]["content"]
     titles = ["### Thought:", "x", "### Agent Reflection:", "y", "### Final Response:", "a"]
     assert [line for line in told.split("\n") if line] == titles
+
+
+def test_a_named_format_takes_the_prompts_of_steps() -> None:
+    steps = {"prompt": "q", "completions": ["a"], "labels": [True]}
+    body, meta = Shapes("prompt_only").body(steps)
+    assert body == {"kind": "prompt_only", "prompt": [Q]}
+    assert meta == {"completions": ["a"], "labels": [True]}
 
 
 def test_columns_no_format_uses_are_metadata() -> None:
