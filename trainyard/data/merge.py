@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import shutil
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
@@ -238,11 +239,25 @@ def write_rows(merged: Merged, folder: Path) -> tuple[int, dict[str, str]]:
                         kept = pick(content, at, sides[first:last] == side)
                         spill(opened[side], kept)
                         digests[SIDES[side]].update(kept.data)
+            if merged.places.count(place := merged.places[number]) == 1:  # else read again
+                merged.places[number] = _spent(place)
             lines = _quarantine_lines(merged, number)
             written += len(lines)
             bad.write(b"".join(lines))
             digests["quarantine"].update(b"".join(lines))
     return written, {f"{name}.jsonl": made.hexdigest() for name, made in digests.items()}
+
+
+def _spent(place: Path) -> Path:
+    """A finished chunk without its rows: their memory is free for those that are written next.
+
+    Under another name, so that after a crash the chunk is checked again.
+    """
+    spent = place.with_name(f"{place.name}.spent")
+    shutil.rmtree(spent, ignore_errors=True)
+    place.rename(spent)
+    (spent / "rows.jsonl").unlink()
+    return spent
 
 
 def _pieces(starts: Rows, end: int) -> Iterator[tuple[int, int, int]]:

@@ -459,6 +459,27 @@ def content_of(folder: Path) -> dict[str, bytes]:
     return {f.name: f.read_bytes() for f in folder.iterdir() if f.name != "verdict.json"}
 
 
+def test_a_check_cut_off_at_its_end_starts_again_and_loses_nothing(
+    write_rows: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainyard.data.check.CHUNK", 20_000)
+    spec = lenient(write_rows(*(row(i % 150) for i in range(200))))
+    whole = check(spec, tmp_path / "whole")
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("trainyard.data.finish.write_facts", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            check(spec, tmp_path / "again")
+    assert work_folder(tmp_path / "again").is_dir()
+    again = check(spec, tmp_path / "again")
+    found, expected = content_of(again.folder), content_of(whole.folder)
+    del found["manifest.json"], expected["manifest.json"]
+    assert found == expected
+
+
 def test_any_order_of_chunks_gives_the_same_bytes(
     write_rows: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
