@@ -110,8 +110,7 @@ def run(
         for attempt in range(1, CRASHES + 2):
             name, pool = prefect.ask(lambda client: _with_worker(client, names))
             variables = prefect.ask(partial(_job_variables, pool=pool, need=need))
-            if pool:
-                turn.wait(prefect, pool, recipe, need.priority)
+            turn.wait(prefect, pool, recipe, need.priority)
             # The attempt is part of the key: with a fixed one, a retry would get the old failed run
             key = f"{this_run.id}:{stage}:{this_run.run_count}:{attempt}"
             started = _start(prefect, name, parameters, variables, tags=tags, key=key)
@@ -124,11 +123,9 @@ def run(
             logger.warning("%s; starting it again", said)
 
 
-def _job_variables(
-    client: SyncPrefectClient, pool: str | None, need: ResourcesSpec
-) -> dict[str, Any]:
+def _job_variables(client: SyncPrefectClient, pool: str, need: ResourcesSpec) -> dict[str, Any]:
     """Return what a Kubernetes pool makes the Job of: on other pools the worker's machine is it."""
-    kind = client.read_work_pool(pool).type if pool else "none"
+    kind = client.read_work_pool(pool).type
     if kind != "kubernetes" and need.nodes > 1:
         raise InputError(
             f"resources.nodes is {need.nodes} and work pool {pool} is of type {kind}: only a "
@@ -164,7 +161,7 @@ def _start(
     return prefect.ask(start)
 
 
-def _follow(prefect: Server, started: FlowRun, pool: str | None) -> State[Any]:
+def _follow(prefect: Server, started: FlowRun, pool: str) -> State[Any]:
     """Wait for the end of a run, saying its states as they come."""
     begin = time.monotonic()
     said, looked, heard = None, begin, begin
@@ -186,15 +183,19 @@ def _follow(prefect: Server, started: FlowRun, pool: str | None) -> State[Any]:
             newest = prefect.ask(lambda client: _last_heartbeat(client, started.id))
             heard = now if newest != beat or beat is None else heard
             beat = newest
-            served = prefect.ask(lambda client: pool is None or _is_ready(client, pool))
-            unserved = None if served or state.is_running() else unserved or now
+            served = prefect.ask(lambda client: _is_ready(client, pool))
+            if served or state.is_running():
+                unserved = None
+            elif unserved is None:
+                unserved = now
+                logger.warning("%s; it waits for one", no_worker(pool, started.name))
         if state.is_running() and now - heard > SILENT_S:
             return _lost(prefect, started, now - heard)
         if unserved and now - unserved > NO_WORKER_S:
             prefect.ask(
                 lambda client: client.set_flow_run_state(started.id, Cancelling(), force=True)
             )
-            raise Unavailable(no_worker(pool or "", started.name))
+            raise Unavailable(no_worker(pool, started.name))
         time.sleep(min(max(POLL_S[0], (now - begin) / 20), POLL_S[1]))
 
 
@@ -220,7 +221,7 @@ def _last_heartbeat(client: SyncPrefectClient, run: UUID) -> datetime | None:
     return datetime.fromisoformat(found[0]["occurred"]) if found else None
 
 
-def _with_worker(client: SyncPrefectClient, deployments: Sequence[str]) -> tuple[str, str | None]:
+def _with_worker(client: SyncPrefectClient, deployments: Sequence[str]) -> tuple[str, str]:
     """Return the first deployment that a worker polls for, and its pool."""
     idle: list[str] = []
     for name in deployments:
@@ -228,14 +229,21 @@ def _with_worker(client: SyncPrefectClient, deployments: Sequence[str]) -> tuple
             pool = client.read_deployment_by_name(name).work_pool_name
         except ObjectNotFound:
             raise InputError(f"no deployment {name}: `make up` makes it") from None
-        if pool is None or _is_ready(client, pool):
+        if pool is None:
+            raise InputError(
+                f"the work pool of {name} is not there any more: `make pools`, then deploy again"
+            )
+        if _is_ready(client, pool):
             return name, pool
         idle.append(no_worker(pool, name))
     raise Unavailable("; ".join(idle))
 
 
 def _is_ready(client: SyncPrefectClient, pool: str) -> bool:
-    state = client.read_work_pool(pool).status
+    try:
+        state = client.read_work_pool(pool).status
+    except ObjectNotFound:
+        return False
     return state is None or state.value == "READY"
 
 

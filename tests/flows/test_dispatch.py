@@ -100,6 +100,24 @@ def test_a_pool_without_a_worker_is_named_instead_of_waiting_for_ever() -> None:
     assert time.monotonic() - begin < 60
 
 
+def test_a_pool_that_was_deleted_is_named_instead_of_waiting_for_ever(
+    prefect_server: None,
+) -> None:
+    (pool,) = (pool for pool in pools.read_pools() if pool.name == "cpu")
+    pools.apply([pool.model_copy(update={"name": "gone"})])
+    with server() as prefect:
+        made = prefect.ask(lambda client: client.create_flow_from_name("gone"))
+        prefect.ask(lambda client: client.create_deployment(made, "gone", work_pool_name="gone"))
+        prefect.ask(lambda client: client.delete_work_pool("gone"))
+
+    @flow
+    def parent() -> None:
+        dispatch.run("gone/gone", {}, "train")
+
+    with pytest.raises(InputError, match="the work pool of gone/gone is not there any more"):
+        parent()
+
+
 def test_nodes_and_gpus_reach_the_job_of_a_kubernetes_pool(
     prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
