@@ -31,8 +31,8 @@ from trainyard.recipe.base import Frozen
 from trainyard.recipe.register import RegisterSpec, RegistrySpec
 from trainyard.registry import delete_tracked_run, tracked_runs
 from trainyard.registry.mirror import open_registries
-from trainyard.retention import Item
-from trainyard.rollout.state import ACTIVE, Store
+from trainyard.retention import CHECKOUTS, Item
+from trainyard.rollout.state import Store
 from trainyard.run import Summary
 
 logger = logging.getLogger(__name__)
@@ -145,14 +145,11 @@ def roots(home: Path) -> Iterator[str]:
 
 
 def _deployed(folder: Path) -> Iterator[str]:
-    store = Store(folder)
-    deployment, state = store.deployment(), store.state()
-    placed = [deployment.champion, deployment.previous] if deployment else []
-    if state and state.phase in ACTIVE:
-        placed += [state.candidate, state.champion]
-    for found in placed:
-        if found:
-            yield from _version(found.version.name, found.version.digest)
+    for found in Store(folder).placed():
+        yield from _version(found.version.name, found.version.digest)
+        base = found.version.base.parts
+        if CHECKOUTS in base:  # a pushed commit's, whose base model is served
+            yield "/".join(base[base.index(CHECKOUTS) :][:2])
 
 
 def _version(name: str, digest: str) -> Iterator[str]:

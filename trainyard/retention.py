@@ -22,10 +22,11 @@ KEEP = timedelta(days=30)
 """Younger items are kept whatever needs them."""
 
 CHECKPOINTS = "checkpoints"
+CHECKOUTS = "checkouts"
 CACHES = (
     "judge/*",
     "logs/*",
-    "checkouts/*",
+    f"{CHECKOUTS}/*",
     "reproductions/*",
     "held/*",
     "wandb/run-*",

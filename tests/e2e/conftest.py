@@ -75,6 +75,17 @@ class Clone:
                 continue
         return found
 
+    def runs(self) -> list[psutil.Process]:
+        """Return the processes of flow runs that a worker started."""
+        found = []
+        for process in self.processes():
+            try:
+                if "prefect.engine" in process.cmdline():
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return found
+
     def wait_for(self, what: str, condition: Any, deadline_s: float = 120) -> None:
         end = time.monotonic() + deadline_s
         while not condition():

@@ -82,3 +82,5 @@ def pushing(clone: Clone, recipe: str) -> Iterator[Pushing]:
         ):
             wait_for(f"{url}/health")
             yield made
+            # stopped with its worker, a run that is about to end would take its engines along
+            clone.wait_for("the end of the run", lambda: not clone.runs())

@@ -136,7 +136,7 @@ def test_prefects_own_client_needs_the_ca_and_the_credential(front: nginx.Front)
     credential = {PREFECT_API_AUTH_STRING: CREDENTIAL}
     once = {PREFECT_CLIENT_MAX_RETRIES: 0}
     with temporary_settings(address | ca | credential), get_client(sync_client=True) as client:
-        assert client.read_flows() == []
+        client.read_flows()  # raises unless it may
     with (
         temporary_settings(address | ca | once),
         get_client(sync_client=True) as client,

@@ -135,6 +135,14 @@ class Store:
         found = Deployment(champion=champion, previous=previous, since=time.time())
         files.write_json(self.folder / "deployment.json", found.model_dump(mode="json"))
 
+    def placed(self) -> list[Placed]:
+        """Everything that has traffic, may get it back, or is being rolled out."""
+        deployment, state = self.deployment(), self.state()
+        found = [deployment.champion, deployment.previous] if deployment else []
+        if state and state.phase in ACTIVE:
+            found += [state.candidate, state.champion]
+        return [one for one in found if one is not None]
+
     def command(self, verb: str, why: str, step: str = "") -> None:
         """Leave word for the controller; `step` is the one that an `approve` is meant for."""
         told = Command(verb=verb, why=why, step=step)

@@ -304,10 +304,14 @@ class RepositoryWork:
             self._store.not_told(run)
 
     async def clean_up(self, sha: str) -> None:
-        """Remove the checkout of a commit whose runs have all ended."""
-        if not self._store.needs_checkout(sha):
-            folder = self._home / "checkouts" / sha
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        """Remove the checkout of a commit whose runs have all ended, unless it is served from.
+
+        That one goes with a sweep, when it has been replaced.
+        """
+        folder = self._home / "checkouts" / sha
+        if self._store.needs_checkout(sha) or checkout.is_served(folder, self._home):
+            return
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def states(self, runs: list[RunRow]) -> dict[str, tuple[str, str]]:
         return await self._runs.states([run.flow_run for run in runs if run.flow_run])

@@ -110,7 +110,7 @@ def test_a_team_server_behind_nginx_needs_the_ca_and_the_password(
         registry = open_registry(spec, home)
         record = release(registry, "a")
         registry.promote("support", record.digest, who="ci", why="first version")
-        assert registry.aliases("support") == {"production": record.digest}
+        assert registry.aliases("support")["production"] == record.digest
         for wrong in ("another", ""):
             monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", wrong)
             with pytest.raises(InputError, match="does not accept"):

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from trainyard import lineage
+from trainyard import housekeeping, lineage
 from trainyard.errors import InputError, NotFound
+from trainyard.rollout.state import Placed, Store
+from trainyard.rollout.target import ServedVersion
 from trainyard.webhook import checkout
 
 
@@ -48,3 +50,17 @@ def test_a_commit_that_is_gone_and_a_run_by_hand_are_said(
     monkeypatch.delenv(checkout.COMMIT)
     with pytest.raises(InputError, match="started by the webhook"):
         checkout.at_commit(str(tmp_path))
+
+
+def test_a_checkout_that_is_served_from_stays(tmp_path: Path) -> None:
+    home = tmp_path / ".trainyard"
+    for sha in ("abc", "def"):
+        (home / "checkouts" / sha / "base").mkdir(parents=True)
+    store = Store(home / "environments" / "staging" / "serving" / "support")
+    store.folder.mkdir(parents=True)
+    base = home / "checkouts" / "abc" / "base"
+    version = ServedVersion(name="support", digest="0" * 64, adapter=tmp_path, base=base)
+    store.deploy(Placed(version=version, slot="blue"), None)
+    assert checkout.is_served(home / "checkouts" / "abc", home)
+    assert not checkout.is_served(home / "checkouts" / "def", home)
+    assert "checkouts/abc" in set(housekeeping._deployed(store.folder))
