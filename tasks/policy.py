@@ -1,7 +1,6 @@
 """What is retried, and what a log shows of an error. Said once."""
 
 import logging
-from functools import wraps
 from typing import Any, TypeVar, cast
 
 from prefect import Flow, Task
@@ -18,14 +17,7 @@ Runs = TypeVar("Runs", bound="Task[..., Any] | Flow[..., Any]")
 
 def keeps_secrets(runs: Runs) -> Runs:
     """Mask the errors of a task or flow before Prefect writes them into states and results."""
-    function = runs.fn
-
-    @wraps(function)
-    def kept(*args: Any, **kwargs: Any) -> Any:
-        with secrets.kept_from_errors():
-            return function(*args, **kwargs)
-
-    runs.fn = kept
+    runs.fn = secrets.kept_from_errors(runs.fn)
     return runs
 
 

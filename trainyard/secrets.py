@@ -6,11 +6,15 @@ import pickle
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from trainyard.errors import InputError, TrainyardError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _resolved: set[str] = set()
 
@@ -93,24 +97,33 @@ class MaskedError(RuntimeError):
     """What another library's error said, without the secret that was in it."""
 
 
-@contextmanager
-def kept_from_errors() -> Iterator[None]:
+def kept_from_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Let no error out that shows a secret: others store its words, and itself, as they are.
 
     One of ours keeps its class, any other becomes a MaskedError; both keep their traceback.
     """
-    try:
-        yield
-    except MaskedError:
-        raise
-    except Exception as error:
-        if not _shows_a_secret(error):
-            raise
-        if isinstance(error, TrainyardError):
-            error.args = tuple(mask(a) if isinstance(a, str) else a for a in error.args)
-            raise error from None
+
+    @wraps(function)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if not _shows_a_secret(error):
+                raise
+            masked = _masked(error)
+        # not in the handler: there the error that it replaces would come along as its context
+        raise masked
+
+    return kept
+
+
+def _masked(error: Exception) -> Exception:
+    if not isinstance(error, TrainyardError):
         masked = MaskedError(mask(f"{type(error).__name__}: {error}"))
-        raise masked.with_traceback(error.__traceback__) from None
+        return masked.with_traceback(error.__traceback__)
+    error.args = tuple(mask(a) if isinstance(a, str) else a for a in error.args)
+    error.__cause__ = error.__context__ = None
+    return error
 
 
 def _shows_a_secret(error: BaseException) -> bool:
