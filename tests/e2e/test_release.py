@@ -86,22 +86,22 @@ def test_a_pushed_recipe_goes_through_the_canary_to_answers_and_can_be_rolled_ba
         small.write_text(text)
         assert git.deliver(before, after).status_code == 202
         ended = git.outcome(after)
-    assert ended["state"] == "success", ended["description"]
-    second = clone.summary()
-    assert second["version"] != first["version"]
-    answered_by = ask(second["endpoint"]).headers["x-trainyard-version"]
-    assert second["version"] == f"small@{answered_by[:12]}"
-    run = clone.folder / ".trainyard/runs" / second["run_id"]
-    steps = json.loads((run / "rollout.json").read_text())["steps"]
-    assert [step["weight"] for step in steps][-1] == 100
-    canary = [step for step in steps if 0 < step["weight"] < 100]
-    assert canary[0]["weight"] == 5
-    assert all(step["canary"]["requests"] > 0 for step in canary)
+        assert ended["state"] == "success", ended["description"]
+        second = clone.summary()
+        assert second["version"] != first["version"]
+        answered_by = ask(second["endpoint"]).headers["x-trainyard-version"]
+        assert second["version"] == f"small@{answered_by[:12]}"
+        run = clone.folder / ".trainyard/runs" / second["run_id"]
+        steps = json.loads((run / "rollout.json").read_text())["steps"]
+        assert [step["weight"] for step in steps][-1] == 100
+        canary = [step for step in steps if 0 < step["weight"] < 100]
+        assert canary[0]["weight"] == 5
+        assert all(step["canary"]["requests"] > 0 for step in canary)
 
-    code, output = clone.run("trainyard", "rollback", "small", "--why", "drill", "--json")
-    assert code == 0, output
-    code, output = clone.run("trainyard", "status", "--json")
-    assert json.loads(output)["served"][0]["champion"] == first["version"]
+        code, output = clone.run("trainyard", "rollback", "small", "--why", "drill", "--json")
+        assert code == 0, output
+        code, output = clone.run("trainyard", "status", "--json")
+        assert json.loads(output)["served"][0]["champion"] == first["version"]
 
 
 def test_a_version_is_explained_from_its_answer_and_made_again_byte_by_byte(clone: Clone) -> None:
