@@ -328,18 +328,20 @@ def _caps(
 ) -> list[tuple[str, float, float]]:
     """Each limit by name, with what is spent of it, or set aside by other runs."""
     found: list[tuple[str, float, float]] = []
-    aside = reservations.others(home, run_id)
     if recipe.budget.per_run is not None:
         found.append(("budget.per_run", recipe.budget.per_run, 0.0))
-    if recipe.budget.per_month is not None:
-        mine = _of_month(entries(home, recipe.name), now)
-        spent = sum(entry.amount or 0 for entry in mine)
-        spent += sum(other.amount for other in aside if other.recipe == recipe.name)
-        found.append(("budget.per_month", recipe.budget.per_month, spent))
-    if prices.per_month is not None:
-        spent = sum(entry.amount or 0 for entry in _of_month(entries(home), now))
-        spent += sum(other.amount for other in aside)
-        found.append((f"per_month of {PRICES}", prices.per_month, spent))
+    monthly = [
+        ("budget.per_month", recipe.budget.per_month, recipe.name),
+        (f"per_month of {PRICES}", prices.per_month, None),
+    ]
+    if all(cap is None for _, cap, _ in monthly):
+        return found
+    month, aside = _of_month(entries(home), now), reservations.others(home, run_id)
+    for name, cap, of in monthly:
+        if cap is not None:
+            spent = sum(e.amount or 0 for e in month if of in (None, e.recipe))
+            spent += sum(other.amount for other in aside if of in (None, other.recipe))
+            found.append((name, cap, spent))
     return found
 
 
