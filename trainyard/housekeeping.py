@@ -25,14 +25,13 @@ from trainyard import (
     version,
     versions,
 )
-from trainyard.environment import homes
 from trainyard.errors import NotFound, TrainyardError
 from trainyard.recipe.base import Frozen
 from trainyard.recipe.register import RegisterSpec, RegistrySpec
 from trainyard.registry import delete_tracked_run, tracked_runs
 from trainyard.registry.mirror import open_registries
 from trainyard.retention import CHECKOUTS, Item
-from trainyard.rollout.state import Store
+from trainyard.rollout.state import placed_in
 from trainyard.run import Summary
 
 logger = logging.getLogger(__name__)
@@ -128,9 +127,11 @@ def roots(home: Path) -> Iterator[str]:
         registry = open_registries(versions.recipe_of(name, home).register, home)
         for digest in {*registry.aliases(name).values(), *registry.kept(name)}:
             yield from _version(name, digest)
-    for place in homes(home).values():
-        for folder in (place / "serving").glob("*/"):
-            yield from _deployed(folder)
+    for found in placed_in(home):
+        yield from _version(found.version.name, found.version.digest)
+        base = found.version.base.parts
+        if CHECKOUTS in base:  # a pushed commit's, whose base model is served
+            yield "/".join(base[base.index(CHECKOUTS) :][:2])
     for waiting in registration.parked(home):
         yield from _version(waiting.record.name, waiting.record.digest)
         yield from (f"{inputs.HELD}{sha256}" for sha256 in waiting.held)
@@ -142,14 +143,6 @@ def roots(home: Path) -> Iterator[str]:
     for lock in (home / "stages").glob("*/*.lock"):
         if _is_held(lock):
             yield lock.with_suffix("").relative_to(home).as_posix()
-
-
-def _deployed(folder: Path) -> Iterator[str]:
-    for found in Store(folder).placed():
-        yield from _version(found.version.name, found.version.digest)
-        base = found.version.base.parts
-        if CHECKOUTS in base:  # a pushed commit's, whose base model is served
-            yield "/".join(base[base.index(CHECKOUTS) :][:2])
 
 
 def _version(name: str, digest: str) -> Iterator[str]:

@@ -1,12 +1,14 @@
 """What a rollout knows, on disk before each action, so that a killed one can be taken up again."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from trainyard import files
+from trainyard.environment import homes
 from trainyard.errors import Refused
 from trainyard.recipe.base import Frozen
 from trainyard.rollout.pairs import Judged
@@ -154,6 +156,13 @@ class Store:
 
     def forget_command(self) -> None:
         (self.folder / "command.json").unlink(missing_ok=True)
+
+
+def placed_in(home: Path) -> Iterator[Placed]:
+    """Everything that has traffic, or may get some, in all places of a home folder."""
+    for place in homes(home).values():
+        for folder in place.glob("serving/*/"):
+            yield from Store(folder).placed()
 
 
 _locks: dict[Path, FileLock] = {}

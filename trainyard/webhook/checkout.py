@@ -5,9 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from trainyard.environment import homes
 from trainyard.errors import InputError, NotFound
-from trainyard.rollout.state import Store
+from trainyard.rollout.state import placed_in
 
 SOURCE, COMMIT, ADDRESS = "TRAINYARD_SOURCE", "TRAINYARD_COMMIT", "TRAINYARD_ADDRESS"
 """Environment of the run: where to fetch from, which commit, and the repository's own address."""
@@ -33,12 +32,8 @@ def at_commit(root: str) -> dict[str, str]:
 
 def is_served(folder: Path, home: Path) -> bool:
     """Whether a model that has traffic, or may get some, has its base model in this checkout."""
-    stores = (Store(one) for place in homes(home).values() for one in place.glob("serving/*/"))
-    return any(
-        placed.version.base.is_relative_to(folder.resolve())
-        for store in stores
-        for placed in store.placed()
-    )
+    there = folder.resolve()
+    return any(placed.version.base.is_relative_to(there) for placed in placed_in(home))
 
 
 def _make(source: str, commit: str, folder: Path, home: Path) -> None:

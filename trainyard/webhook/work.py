@@ -309,9 +309,10 @@ class RepositoryWork:
         That one goes with a sweep, when it has been replaced.
         """
         folder = self._home / "checkouts" / sha
-        if self._store.needs_checkout(sha) or checkout.is_served(folder, self._home):
+        if self._store.needs_checkout(sha):
             return
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        if not await asyncio.to_thread(checkout.is_served, folder, self._home):
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def states(self, runs: list[RunRow]) -> dict[str, tuple[str, str]]:
         return await self._runs.states([run.flow_run for run in runs if run.flow_run])

@@ -63,4 +63,4 @@ def test_a_checkout_that_is_served_from_stays(tmp_path: Path) -> None:
     store.deploy(Placed(version=version, slot="blue"), None)
     assert checkout.is_served(home / "checkouts" / "abc", home)
     assert not checkout.is_served(home / "checkouts" / "def", home)
-    assert "checkouts/abc" in set(housekeeping._deployed(store.folder))
+    assert "checkouts/abc" in set(housekeeping.roots(home))
